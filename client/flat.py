@@ -1,0 +1,77 @@
+"""Trained parameters of a cohort in one matrix: a row per user, a column per number.
+
+Rows make what belongs to a user explicit: the optimizer gets one parameter per user (so its state is per user, and a user who has
+finished is simply not stepped), norms are row norms, moving a user's state is one copy.
+
+Shape suffixes: K users, P numbers per user.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strategies.tree import State
+
+
+class Flat:
+    """theta_KP and grad_KP with named views."""
+
+    def __init__(self, stacked: State) -> None:
+        self.shapes = {name: value.shape[1:] for name, value in stacked.items()}
+        users = next(iter(stacked.values())).shape[0]
+        self.theta_KP = torch.cat([v.reshape(users, -1).float() for v in stacked.values()], 1)
+        self.grad_KP = torch.zeros_like(self.theta_KP)
+
+    def views(self, matrix_KP: Tensor) -> State:
+        """The matrix cut up by name, without copying."""
+        columns = matrix_KP.split([shape.numel() for shape in self.shapes.values()], 1)
+        rows = len(matrix_KP)
+        return {n: c.view(rows, *s) for (n, s), c in zip(self.shapes.items(), columns, strict=True)}
+
+    def leaves(self, users: int) -> State:
+        """Leaves for autograd that show the first ``users`` rows of theta, without copying."""
+        return {name: value.detach().requires_grad_() for name, value in self.views(self.theta_KP[:users]).items()}
+
+    def accumulate(self, loss: Tensor, leaves: State) -> None:
+        """Add the gradient of a scalar with respect to ``leaves`` into grad_KP. A leaf that the loss lacks adds nothing."""
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        for slope, view in zip(slopes, self.views(self.grad_KP[: len(next(iter(leaves.values())))]).values(), strict=True):
+            if slope is not None:
+                view += slope
+
+    def state(self) -> State:
+        """A copy, stacked by user."""
+        return {name: value.clone() for name, value in self.views(self.theta_KP).items()}
+
+
+class RowOptimizer:
+    """A torch optimizer whose parameters are the rows of a `Flat`, with a per-user clip and a decay towards a start."""
+
+    def __init__(self, flat: Flat, optimizer: str, lr: float, decay: float, max_norm: float) -> None:
+        self.flat, self.lr, self.decay, self.max_norm = flat, lr, decay, max_norm
+        self.start_KP = flat.theta_KP.clone() if decay else None
+        self.rows = [torch.nn.Parameter(row) for row in flat.theta_KP]
+        self.torch: torch.optim.Optimizer
+        if optimizer == "sgd":
+            self.torch = torch.optim.SGD(self.rows, lr=lr)
+        else:
+            fused = flat.theta_KP.device.type in ("cpu", "cuda", "mps")
+            self.torch = torch.optim.AdamW(self.rows, lr=lr, weight_decay=0.0, fused=fused)
+
+    @torch.no_grad()
+    def step(self, active: Sequence[int]) -> None:
+        """Step the rows named in ``active``; all others, with their moments, stay as they are."""
+        index = torch.tensor(active, device=self.flat.theta_KP.device)
+        if self.max_norm:
+            norms = torch.linalg.vector_norm(self.flat.grad_KP[index], dim=1, dtype=torch.float32)
+            scale = (self.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+            self.flat.grad_KP[index] *= scale[:, None]
+        for row in self.rows:
+            row.grad = None
+        for k in active:
+            self.rows[k].grad = self.flat.grad_KP[k]
+        self.torch.step()
+        if self.start_KP is not None:  # decoupled decay, towards no change instead of towards zero
+            pull = (self.start_KP[index] - self.flat.theta_KP[index]) * (self.lr * self.decay)
+            self.flat.theta_KP[index] += pull

@@ -1,0 +1,243 @@
+"""A node: keeps users, trains them side by side, and lets releases out. The one client body of all runtimes.
+
+A phone keeps one user, a hospital hundreds, a simulation all of them.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client import base as bases
+from client import controls, data
+from client.adapters.layout import Layout, layout
+from client.data.types import Dataset, Encoded
+from client.private import PrivateStore
+from client.score import scores
+from client.tower import Blocks, Tower
+from client.train import Learner, Trainer, Work, together
+from configs.errors import InputError
+from configs.scenario import Local, Scenario
+from strategies import aggregators, schemes
+from strategies.base import Phase, Release, Task
+from strategies.tree import State
+
+CHUNK = 256  # users whose states are in memory at one time
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which of a scenario's tensors are whose."""
+
+    layouts: tuple[Layout, ...]
+    scheme: schemes.Scheme
+    aggregator: aggregators.Aggregator
+
+    def owner(self, key: str) -> str:
+        """Who keeps the tensor "block/name"."""
+        block, _, name = key.partition("/")
+        return self.scheme.owner(block, name)
+
+    def released(self, key: str, round_: int) -> bool:
+        """Whether a tensor is trained and released in a round: shared, and one of the aggregator's factors."""
+        return self.owner(key) == "shared" and any(f".{f}." in key for f in self.aggregator.factors(round_))
+
+    def travels(self, key: str) -> bool:
+        """Whether a tensor is released in any round; one that never is, every node makes from the seed."""
+        return self.released(key, 1) or self.released(key, 2)
+
+    def moves(self, key: str, phase: Phase, round_: int) -> bool:
+        """Whether a tensor trains in a phase."""
+        owner = self.owner(key)
+        return owner in phase.moves and (owner != "shared" or self.released(key, round_))
+
+    def start(self) -> State:
+        """Every tensor at its start."""
+        return {f"{x.block}/{n}": v for x in self.layouts for n, v in x.start.items()}
+
+    def shared_start(self) -> State:
+        """The shared adapter before the first round, under PEFT's names: what the server begins with."""
+        return {key.partition("/")[2]: v.cpu() for key, v in self.start().items() if self.travels(key)}
+
+
+def split(scenario: Scenario, base: bases.Base) -> Split:
+    """Lay the scenario's adapters out on a base."""
+    scheme = schemes.build(scenario.scheme)
+    configs = {"shared": scenario.shared, "private": scenario.private}
+    layouts = tuple(layout(block, configs[block], base, scenario.seed) for block in scheme.blocks)
+    return Split(layouts, scheme, aggregators.build(scenario.aggregator, scenario.aggregator_options))
+
+
+class Node:
+    """Users, their data and private adapters, and the engine that trains them."""
+
+    def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore) -> None:
+        self.scenario, self.base, self.dataset, self.store = scenario, base, dataset, store
+        if scenario.engine.threads:
+            torch.set_num_threads(scenario.engine.threads)
+        self.split = split(scenario, base)
+        self.start = self.split.start()
+        self.tower = Tower(base, self.split.layouts, scenario.engine)
+        self.trainer = Trainer(self.tower, self.split.layouts, scenario.engine, dataset.label_ids)
+
+    def close(self) -> None:
+        """Take the adapters off the base."""
+        self.tower.close()
+
+    def warm(self) -> None:
+        """Compute what is cached below the adapters, for every example of every user."""
+        everyone = [*self.dataset.users.values(), *self.dataset.unseen.values()]
+        self.tower.warm([e for s in everyone for part in (s.train, s.validation, s.test) for e in part])
+
+    def users(self) -> list[str]:
+        """The users that may be trained, sorted."""
+        return list(self.dataset.users)
+
+    # ------------------------------------------------------------------ training
+    def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        """Train users for one round and yield each one's release; private tensors go into the store instead."""
+        for first in range(0, len(users), CHUNK):
+            yield from self._train_chunk(task, users[first : first + CHUNK])
+
+    def _train_chunk(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        began, work = time.perf_counter(), Work()
+        received = self._received(task)
+        states = [self._state(user, task, received) for user in users]
+        for phase in self.split.scheme.phases:
+            if phase.name in task.turns:
+                states = self._phase(task, phase, users, states, work)
+        for user, state in zip(users, states, strict=True):
+            private = {k: v for k, v in state.items() if self.split.owner(k) == "private"}
+            if private and any(v is not self.start[k] for k, v in private.items()):
+                self.store.save(user, task.round, private)
+        share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
+                 "seconds": time.perf_counter() - began}  # fmt: skip
+        for user, state in zip(users, states, strict=True):
+            yield self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()})
+
+    def _phase(self, task: Task, phase: Phase, users: Sequence[str], states: list[State], work: Work) -> list[State]:
+        scenario = self.scenario
+        local = scenario.shared_training if phase.name == "shared" else scenario.private_training
+        if task.epochs is not None:
+            local = _with_epochs(local, task.epochs)
+        learners = [
+            Learner(s, self.dataset.users[u].train, self.dataset.users[u].validation, (scenario.seed, task.round, u, phase.name))
+            for u, s in zip(users, states, strict=True)
+        ]
+        moved, done = self.trainer.train(learners, lambda key: self.split.moves(key, phase, task.round), local)
+        work.add(done)
+        return [{**s, **m} for s, m in zip(states, moved, strict=True)]
+
+    def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
+        weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
+        out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
+        update = {k.partition("/")[2]: (state[k] - received[k]).cpu() * weight for k in out}
+        return Release(update, weight if update else 0.0, 1, metrics)
+
+    def _received(self, task: Task) -> State:
+        """Tensors that all users have in common, on the device: what the server sent, and what the seed makes."""
+        sent = {f"shared/{name}": value.to(self.base.device) for name, value in task.shared.items()}
+        return {k: sent.get(k, v) for k, v in self.start.items() if self.split.owner(k) != "private"}
+
+    def _state(self, user: str, task: Task, received: State) -> State:
+        private = {k: v for k, v in self.start.items() if self.split.owner(k) == "private"}
+        stored = self.store.load(user, task.round) or {}
+        return {**received, **private, **{k: v.to(self.base.device) for k, v in stored.items()}}
+
+    # ------------------------------------------------------------------ evaluation
+    def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
+        """One row per user: user, seen, train and test counts, and ``<control>.<metric>``.
+
+        ``part`` is "validation" or "test". Unseen users get the rows that need nothing of their own.
+        """
+        rows = self._rows(task, part, wanted, list(self.dataset.users), seen=True)
+        if part == "test" and self.dataset.unseen:
+            common = [c for c in wanted if c in ("base", "shared")]
+            rows += self._rows(task, part, common, list(self.dataset.unseen), seen=False)
+        return rows
+
+    def _rows(self, task: Task, part: str, wanted: Sequence[str], users: list[str], seen: bool) -> list[dict[str, Any]]:
+        splits = [(self.dataset.users if seen else self.dataset.unseen)[u] for u in users]
+        rows: list[dict[str, Any]] = [
+            {"user": u, "seen": seen, "train": len(s.train), "test": len(s.test)} for u, s in zip(users, splits, strict=True)
+        ]
+        for control in wanted:
+            found = self._control(control, task, part, users)
+            for row, score, s in zip(rows, found, splits, strict=True) if found else ():
+                examples: Sequence[Encoded] = getattr(s, part)
+                if len(examples):
+                    row |= {f"{control}.{k}": v for k, v in self._metrics(score, examples).items()}
+        return rows
+
+    def _metrics(self, score: Tensor, examples: Sequence[Encoded]) -> dict[str, float | None]:
+        if self.dataset.label_ids:
+            return controls.choice_metrics(score, [e.label for e in examples])
+        return controls.token_metrics(score)
+
+    def _control(self, name: str, task: Task, part: str, users: list[str]) -> list[Tensor] | None:
+        """Scores of one control for each user, or None where the scheme or the task has no such row."""
+        blocks = self.split.scheme.blocks
+        everyone = {**self.dataset.users, **self.dataset.unseen}
+        work = [getattr(everyone[u], part) for u in users]
+        if name == "base":
+            return self._score([], work)
+        if name == "shared" and "shared" in blocks:
+            return self._score(self._common(task), work)
+        if name == "local_only" and blocks == ("private",):
+            return self._personal(task, users, work)
+        if name == "shared_private" and self._has_private() and blocks != ("private",):
+            return self._personal(task, users, work)
+        if name == "shuffled" and self._has_private() and len(users) > 1 and blocks != ("private",):
+            return self._personal(task, [*users[1:], users[0]], work)
+        if name == "majority" and self.dataset.label_ids:
+            count = len(self.dataset.label_ids)
+            return [controls.majority_logits(everyone[u].train, len(w), count) for u, w in zip(users, work, strict=True)]
+        if name == "user_bias" and self.dataset.label_ids and "shared" in blocks:
+            return self._user_bias(task, users, work)
+        return None
+
+    def _user_bias(self, task: Task, users: list[str], work: list[Sequence[Encoded]]) -> list[Tensor]:
+        blocks = self._common(task)
+
+        def labelled(part: str) -> list[tuple[Tensor, Tensor]]:
+            examples = [getattr(self.dataset.users[u], part) for u in users]
+            labels = [torch.tensor([e.label for e in x], dtype=torch.long) for x in examples]
+            return list(zip(self._score(blocks, examples), labels, strict=True))
+
+        return controls.user_bias_logits(labelled("train"), labelled("validation"), self._score(blocks, work))
+
+    def _has_private(self) -> bool:
+        return any(self.split.owner(key) == "private" for key in self.start)
+
+    def _common(self, task: Task) -> Blocks:
+        """The shared adapter as a user without anything private has it."""
+        state = {**self.start, **self._received(task)}
+        shared = [x for x in self.split.layouts if x.block == "shared"]
+        return [(x, {n: state[f"{x.block}/{n}"].unsqueeze(0) for n in x.names()}) for x in shared]
+
+    def _personal(self, task: Task, owners: list[str], work: list[Sequence[Encoded]]) -> list[Tensor]:
+        received, found = self._received(task), []
+        for first in range(0, len(owners), CHUNK):
+            states = [self._state(user, task, received) for user in owners[first : first + CHUNK]]
+            found += self._score(self.trainer.blocks(together(states)), work[first : first + CHUNK])
+        return found
+
+    def _score(self, blocks: Blocks, work: Sequence[Sequence[Encoded]]) -> list[Tensor]:
+        return scores(self.tower, blocks, work, self.scenario.engine, self.dataset.label_ids)
+
+
+def _with_epochs(local: Local, epochs: int) -> Local:
+    return replace(local, epochs=epochs)
+
+
+def open_node(scenario: Scenario, folder: Path, base: bases.Base | None = None) -> Node:
+    """Load the base and the data that a scenario names, and open a node that keeps private adapters under ``folder``."""
+    base = base or bases.load(scenario.model, scenario.engine.device)
+    dataset = data.load(scenario.data, base.tokenizer, scenario.seed)
+    if not dataset.users:
+        raise InputError("data: no user is left to train on")
+    return Node(scenario, base, dataset, PrivateStore(folder))

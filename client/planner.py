@@ -1,0 +1,77 @@
+"""Which users train side by side, and what goes into each pass, inside a budget of tokens or memory.
+
+Users are sorted by how long they take, so that those still training are always the first rows of a cohort: a user who has
+finished costs nothing more.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.data.types import Encoded
+from client.tower import Tower
+from configs.scenario import Engine
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows of one forward and backward. The first ``users`` of the cohort take part, with the same number of rows each."""
+
+    users: int
+    examples: tuple[Encoded, ...]  # users * b, sorted by user; where a user has fewer, their first one fills up
+    weight_N: Tensor  # float32: 1 / (examples of that user in this step), 0 for fillers
+    source_N: tuple[int, ...]  # index of the example within the user's batch; -1 for fillers
+
+
+def cohorts(work: Sequence[Sequence[Encoded]], batch: int, tower: Tower, engine: Engine, numbers: int) -> list[list[int]]:
+    """Group users (by index into ``work``, their examples) into cohorts that train side by side.
+
+    ``numbers`` is how many a user trains. A cohort's widest step stays inside the token budget, except that one user
+    alone always may run (their step is then cut into several passes).
+    """
+    steps = [-(-len(examples) // batch) for examples in work]
+    longest = [max((tower.positions(e) for e in examples), default=1) for examples in work]
+    order = sorted(range(len(work)), key=lambda k: (-steps[k], -longest[k], k))
+    budget = token_budget(tower, engine, numbers, batch)
+    groups: list[list[int]] = []
+    widest = 0
+    for k in order:
+        widest = max(widest, longest[k])
+        if groups and (len(groups[-1]) + 1) * batch * widest <= budget:
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+            widest = longest[k]
+    return groups
+
+
+def token_budget(tower: Tower, engine: Engine, numbers: int, batch: int) -> int:
+    """Computed positions that a pass may hold: the scenario's, or what an estimate of memory allows, if that is less."""
+    if not engine.memory_mb:
+        return engine.tokens_per_pass
+    config = tower.base.model.config
+    width = config.hidden_size * 14 + getattr(config, "intermediate_size", 4 * config.hidden_size) * 5
+    per_token = width * (len(tower.base.layers) - tower.entry) * tower.base.model.dtype.itemsize
+    per_user = numbers * 4 * 4  # theta, gradient and two moments in float32
+    return max(1, min(engine.tokens_per_pass, engine.memory_mb * 2**20 // (per_token + per_user // batch)))
+
+
+def step_passes(batches: Sequence[Sequence[Encoded]], tower: Tower, budget: int) -> Iterator[Pass]:
+    """Cut one step of a cohort (each user's batch) into passes of at most ``budget`` positions.
+
+    Weights add up to one per user over the passes of the step, so gradients add up to those of the user's mean loss.
+    """
+    users = len(batches)
+    longest = max(tower.positions(e) for batch in batches for e in batch)
+    rows = max(len(batch) for batch in batches)
+    height = max(1, min(rows, budget // (users * longest)))
+    for first in range(0, rows, height):
+        filled = [[i if i < len(b) else -1 for i in range(first, min(first + height, rows))] for b in batches]
+        yield Pass(
+            users,
+            tuple(b[max(i, 0)] for b, row in zip(batches, filled, strict=True) for i in row),
+            torch.tensor([1 / len(b) if i >= 0 else 0.0 for b, row in zip(batches, filled, strict=True) for i in row]),
+            tuple(i for row in filled for i in row),
+        )

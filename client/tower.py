@@ -1,0 +1,280 @@
+"""The frozen stack as the engine runs it: below the lowest adapter once and cached, above it with every user's adapters.
+
+Three ways in, each exact; the constructor tries the fastest that applies and checks it against a plain forward:
+
+* ``ids``     the whole model (an adapter on every layer, or a soft prompt);
+* ``hidden``  hidden states at the lowest adapted layer are cached; only the layers from there on are computed;
+* ``keys``    only the top layer is adapted and its keys and values do not depend on it: these are cached too, and only the
+              positions that predict something are computed. A choice after a prompt of 20 tokens then costs one token.
+
+Shape suffixes: N rows = K users * b, T tokens, Q computed positions, D hidden, H key/value heads, E head size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+
+from client.adapters.layout import Layout, has_prompt
+from client.adapters.prompt import NAME as PROMPT
+from client.adapters.types import Part
+from client.base import Base
+from client.cache import ActivationCache, Entry, open_cache
+from client.data.types import Encoded
+from client.rows import Rows, pad
+from configs.scenario import Engine
+from strategies.tree import State
+
+Way = Literal["ids", "hidden", "keys"]
+Blocks = Sequence[tuple[Layout, State]]  # adapters with their parameters (leading K, or 1), in the order they are applied
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """Final hidden states at the positions that predict something, row by row."""
+
+    hidden_MD: Tensor
+    row_M: Tensor  # int64, which row each belongs to
+    target_M: Tensor  # int64, the next token, or the label's index for a choice
+
+
+class _Captured(Exception):  # noqa: N818 - a way out of a forward, no error
+    """Raised inside a forward once all that is wanted of it has been seen."""
+
+
+class _FixedKeys(DynamicCache):
+    """Stands where a key/value cache would: hands out what was cached, or takes what was computed and stops."""
+
+    def __init__(self, layer: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer, self.keys, self.values = layer, keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if layer_idx != self.layer:
+            return key_states, value_states
+        if self.keys is None or self.values is None:
+            self.keys, self.values = key_states, value_states
+            raise _Captured
+        return self.keys, self.values
+
+
+class Tower:
+    """A base model with hooks for adapters. One at a time per base; `close` takes the hooks off."""
+
+    def __init__(self, base: Base, layouts: Sequence[Layout], engine: Engine) -> None:
+        self.base, self.decoder = base, base.model.base_model
+        self.tokens_per_pass = engine.tokens_per_pass
+        self.parts: dict[str, list[Part]] = {}
+        self.entry = 0 if not layouts or has_prompt(tuple(layouts)) else max(min(x.lowest for x in layouts), 0)
+        self.skipping = False
+        self.injected: Tensor | None = None
+        self.seen: Tensor | None = None
+        names = dict.fromkeys(m for x in layouts for m in x.modules)
+        self.handles = [base.model.get_submodule(n).register_forward_hook(self._apply(n)) for n in names]
+        self.handles.append(base.layers[self.entry].register_forward_pre_hook(self._enter, with_kwargs=True))
+        self.originals = [layer.forward for layer in base.layers]
+        self._patch_layers(engine.checkpointing)
+        self.cache = ActivationCache(0)
+        self.way: Way = self._choose(layouts)
+        self.cache = open_cache(engine.cache, engine.cache_mb, base.model, f"{self.way}-{self.entry}")
+
+    def close(self) -> None:
+        """Give the base model back as it was."""
+        for handle in self.handles:
+            handle.remove()
+        for layer, original in zip(self.base.layers, self.originals, strict=True):
+            layer.forward = original
+
+    # ------------------------------------------------------------------ a pass
+    def __call__(self, examples: Sequence[Encoded], blocks: Blocks) -> Predicting:
+        """Run examples (sorted by user, the same number for each) through the model with the users' adapters."""
+        rows = pad(examples).to(self.base.device)
+        soft = next((state[PROMPT] for _, state in blocks if PROMPT in state), None)
+        with self._bound(blocks):
+            if soft is not None:
+                return self._pick(self._forward_soft(rows, soft), rows, shift=soft.shape[1])
+            if self.way == "ids":
+                return self._pick(self._forward(input_ids=rows.ids_NT), rows)
+            entries = self._entries(rows)
+            if self.way == "hidden":
+                hidden = nn.utils.rnn.pad_sequence([e["hidden"] for e in entries], batch_first=True)
+                return self._pick(self._forward(hidden, input_ids=rows.ids_NT), rows)
+            return self._forward_keys(rows, entries)
+
+    def positions(self, example: Encoded) -> int:
+        """How many positions of an example are computed with adapters: what a planner counts."""
+        return len(example.ids) - example.start + 1 if self.way == "keys" else len(example.ids)
+
+    def warm(self, examples: Sequence[Encoded]) -> None:
+        """Fill the cache for these examples, in order of length, in passes of the token budget."""
+        if self.way == "ids" or not self.cache.limit:
+            return
+        unique = {bytes(e.ids.numpy().tobytes()) + e.start.to_bytes(4, "little"): e for e in examples}
+        todo = sorted((e for k, e in unique.items() if self.cache.get(k) is None), key=lambda e: len(e.ids))
+        while todo:
+            width = max(1, self.tokens_per_pass // len(todo[0].ids))
+            while width > 1 and width * len(todo[min(width, len(todo)) - 1].ids) > self.tokens_per_pass:
+                width -= 1
+            self._entries(pad(todo[:width]).to(self.base.device))
+            todo = todo[width:]
+
+    # ------------------------------------------------------------------ inside
+    def _forward(self, hidden: Tensor | None = None, **inputs: Any) -> Tensor:
+        self.injected, self.skipping = hidden, hidden is not None
+        try:
+            return self.decoder(use_cache=False, **inputs).last_hidden_state
+        finally:
+            self.injected, self.skipping = None, False
+
+    def _forward_soft(self, rows: Rows, soft_KnD: Tensor) -> Tensor:
+        tokens = self.base.model.get_input_embeddings()(rows.ids_NT)
+        each = tokens.shape[0] // soft_KnD.shape[0]
+        before = soft_KnD.to(tokens.dtype).repeat_interleave(each, 0)
+        return self._forward(inputs_embeds=torch.cat([before, tokens], 1))
+
+    def _forward_keys(self, rows: Rows, entries: list[Entry]) -> Predicting:
+        def padded(name: str) -> Tensor:
+            return nn.utils.rnn.pad_sequence([e[name] for e in entries], batch_first=True)
+
+        hidden_NQD = padded("hidden")
+        keys_NHTE, values_NHTE = (padded(n).transpose(1, 2) for n in ("keys", "values"))
+        query_NQ = rows.start_N[:, None] - 1 + torch.arange(hidden_NQD.shape[1], device=hidden_NQD.device)
+        seen_NQT = torch.arange(keys_NHTE.shape[2], device=hidden_NQD.device) <= query_NQ[..., None]
+        mask = seen_NQT[:, None]
+        if self.base.model.config._attn_implementation != "sdpa":
+            mask = torch.zeros_like(mask, dtype=hidden_NQD.dtype).masked_fill(~mask, torch.finfo(hidden_NQD.dtype).min)
+        query_NQ = query_NQ.clamp(max=rows.ids_NT.shape[1] - 1)
+        final = self._forward(
+            hidden_NQD,
+            input_ids=rows.ids_NT.gather(1, query_NQ),
+            position_ids=query_NQ,
+            attention_mask=mask,
+            past_key_values=_FixedKeys(self.entry, keys_NHTE, values_NHTE),
+        )
+        wanted_NT = rows.predicting()
+        wanted_NQ = wanted_NT.gather(1, query_NQ) & (query_NQ - rows.start_N[:, None] + 1 == torch.arange(query_NQ.shape[1], device=query_NQ.device))
+        return self._select(final, wanted_NQ, rows, query_NQ)
+
+    def _pick(self, final_NTD: Tensor, rows: Rows, shift: int = 0) -> Predicting:
+        position = torch.arange(rows.ids_NT.shape[1], device=rows.ids_NT.device).expand_as(rows.ids_NT)
+        return self._select(final_NTD[:, shift:], rows.predicting(), rows, position)
+
+    @staticmethod
+    def _select(final: Tensor, wanted: Tensor, rows: Rows, position: Tensor) -> Predicting:
+        row_M, column_M = wanted.nonzero(as_tuple=True)
+        following = (position[row_M, column_M] + 1).clamp(max=rows.ids_NT.shape[1] - 1)
+        label_M = rows.label_N[row_M]
+        target = torch.where(label_M >= 0, label_M, rows.ids_NT[row_M, following])
+        return Predicting(final[row_M, column_M], row_M, target)
+
+    def _entries(self, rows: Rows) -> list[Entry]:
+        entries = [self.cache.get(key) for key in rows.keys]
+        missing = {key: i for i, (key, e) in enumerate(zip(rows.keys, entries, strict=True)) if e is None}
+        if missing:
+            index = torch.tensor(list(missing.values()), device=rows.ids_NT.device)
+            part = Rows(*(t[index] for t in (rows.ids_NT, rows.length_N, rows.start_N, rows.label_N)), tuple(missing))
+            made = dict(zip(missing, self._below(part), strict=True))
+            for key, entry in made.items():
+                self.cache.put(key, entry)
+            entries = [made[k] if e is None else e for k, e in zip(rows.keys, entries, strict=True)]
+        return [e for e in entries if e is not None]
+
+    @torch.no_grad()
+    def _below(self, rows: Rows) -> list[Entry]:
+        """Compute what is cached for each row: hidden states at the entry layer, and there keys and values if wanted."""
+        recorder = _FixedKeys(self.entry if self.way == "keys" else -1)
+        bound, self.parts = self.parts, {}
+        self.seen = torch.empty(0)
+        try:
+            self.decoder(input_ids=rows.ids_NT, use_cache=False, past_key_values=recorder if self.way == "keys" else None)
+        except _Captured:
+            pass
+        finally:
+            self.parts = bound
+        hidden, self.seen = self.seen, None
+        lengths, starts = rows.length_N.tolist(), rows.start_N.tolist()
+        if self.way == "hidden":
+            return [{"hidden": hidden[i, :n].clone()} for i, n in enumerate(lengths)]
+        assert recorder.keys is not None and recorder.values is not None
+        keys_NTHE, values_NTHE = recorder.keys.transpose(1, 2), recorder.values.transpose(1, 2)
+        return [
+            {"hidden": hidden[i, s - 1 : n].clone(), "keys": keys_NTHE[i, :n].clone(), "values": values_NTHE[i, :n].clone()}
+            for i, (n, s) in enumerate(zip(lengths, starts, strict=True))
+        ]
+
+    # ------------------------------------------------------------------ hooks
+    @contextmanager
+    def _bound(self, blocks: Blocks) -> Iterator[None]:
+        self.parts = {}
+        for layout, state in blocks:
+            for module, part in layout.parts(state).items():
+                self.parts.setdefault(module, []).append(part)
+        try:
+            yield
+        finally:
+            self.parts = {}
+
+    def _apply(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            for part in self.parts.get(name, ()):
+                output = part(inputs[0], output)
+            return output
+
+        return hook
+
+    def _enter(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.seen is not None:
+            self.seen = args[0]
+            if self.way != "keys":
+                raise _Captured
+        return None if self.injected is None else ((self.injected, *args[1:]), kwargs)
+
+    def _patch_layers(self, recompute: bool) -> None:
+        for index, (layer, original) in enumerate(zip(self.base.layers, self.originals, strict=True)):
+            if index < self.entry:
+                layer.forward = self._skippable(original)
+            elif recompute:
+                layer.forward = _checkpointed(original)
+
+    def _skippable(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda hidden, *args, **kwargs: hidden if self.skipping else original(hidden, *args, **kwargs)
+
+    # ------------------------------------------------------------------ which way in
+    @torch.no_grad()
+    def _choose(self, layouts: Sequence[Layout]) -> Way:
+        """The fastest way in that gives what a plain forward gives, with strong random adapters on two odd sequences."""
+        if not layouts or self.entry == 0 or has_prompt(tuple(layouts)):
+            return "ids"
+        probe = [_probe(7), _probe(11)]
+        noise = torch.Generator().manual_seed(0)
+        blocks = [(x, {n: _loud(v, noise) for n, v in x.start.items()}) for x in layouts]
+        self.way = "ids"
+        plain = self(probe, blocks).hidden_MD
+        for way in ("keys", "hidden"):
+            if way == "keys" and self.entry != len(self.base.layers) - 1:
+                continue
+            self.way = way
+            try:
+                same = torch.allclose(self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3)
+            except (RuntimeError, TypeError, AttributeError, AssertionError):  # an architecture that takes no such cache
+                same = False
+            if same:
+                return way
+        return "ids"
+
+
+def _probe(length: int) -> Encoded:
+    return Encoded(torch.arange(3, 3 + length), length - 2, -1, 0)
+
+
+def _loud(value: Tensor, noise: torch.Generator) -> Tensor:
+    return (value + 0.1 * torch.randn(value.shape, generator=noise).to(value.device)).unsqueeze(0)
+
+
+def _checkpointed(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(original, *args, use_reentrant=False, **kwargs)

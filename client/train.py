@@ -1,0 +1,140 @@
+"""Local training of many users at once: one forward and backward a step for a whole cohort, a gradient for each user.
+
+Every user's loss is the mean over their own batch and the losses are added up over users; users have no number in common that moves,
+so each gets their own gradient only. That equals training them one after the other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from client.adapters.layout import Layout
+from client.data.types import Encoded
+from client.flat import Flat, RowOptimizer
+from client.objective import row_losses
+from client.planner import cohorts, step_passes, token_budget
+from client.score import mean_losses
+from client.tower import Blocks, Tower
+from configs.scenario import Engine, Local
+from strategies.tree import State, generator, stack
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One user's part in a phase."""
+
+    state: State  # "block/name" -> tensor: everything that is applied, moving or not
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
+
+
+@dataclass
+class Work:
+    """What a phase did, added up over users."""
+
+    tokens: int = 0  # real tokens of the examples that were passed
+    examples: int = 0
+    loss: float = 0.0  # sum over examples, nats
+    steps: int = 0  # optimizer steps of single users
+
+    def add(self, other: "Work") -> None:
+        """Add another's counts to these."""
+        self.tokens, self.examples = self.tokens + other.tokens, self.examples + other.examples
+        self.loss, self.steps = self.loss + other.loss, self.steps + other.steps
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The engine on one base: a tower, the adapters on it, and what is asked of the model."""
+
+    tower: Tower
+    layouts: tuple[Layout, ...]
+    engine: Engine
+    label_ids: tuple[int, ...] = field(default=())
+
+    def train(self, learners: Sequence[Learner], moves: Callable[[str], bool], local: Local) -> tuple[list[State], Work]:
+        """Train the tensors that ``moves`` accepts, for each learner; returns those tensors in the learners' order."""
+        numbers = sum(v.numel() for n, v in learners[0].state.items() if moves(n))
+        result: list[State] = [{} for _ in learners]
+        work = Work()
+        for group in cohorts([x.train for x in learners], local.batch, self.tower, self.engine, numbers):
+            cohort = [learners[k] for k in group]
+            trained, done = self._cohort(cohort, moves, local, numbers)
+            work.add(done)
+            for index, k in enumerate(group):
+                result[k] = {name: value[index].clone() for name, value in trained.items()}
+        return result, work
+
+    def blocks(self, state: State) -> Blocks:
+        """Order "block/name" tensors (leading K or 1) the way a tower applies them."""
+        return [(x, {n: state[f"{x.block}/{n}"] for n in x.names()}) for x in self.layouts]
+
+    def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int) -> tuple[State, Work]:
+        flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
+        fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
+        optimizer = RowOptimizer(flat, local.optimizer, local.lr, local.weight_decay, local.max_norm)
+        best = _Best(flat) if local.early_stopping else None
+        budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
+        for epoch in range(local.epochs + 1):
+            if best is not None:
+                best.keep(self._validation(cohort, {**fixed, **flat.views(flat.theta_KP)}))
+            if epoch < local.epochs:
+                self._epoch(cohort, flat, fixed, optimizer, local.batch, epoch, budget, work)
+        return flat.views(flat.theta_KP if best is None else best.theta_KP), work
+
+    def _epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
+               budget: int, work: Work) -> None:  # fmt: skip
+        shuffled = [_shuffle(x.train, (*x.key, epoch)) for x in cohort]
+        first = 0
+        while active := sum(len(examples) > first for examples in shuffled):
+            batches = [examples[first : first + batch] for examples in shuffled[:active]]
+            flat.grad_KP[:active].zero_()
+            for part in step_passes(batches, self.tower, budget):
+                leaves = flat.leaves(active)
+                at = self.tower(part.examples, self.blocks({**prefix(fixed, active), **leaves}))
+                losses_N = row_losses(self.tower.base, at, len(part.examples), self.label_ids)
+                weight_N = part.weight_N.to(losses_N.device)
+                flat.accumulate((losses_N * weight_N).sum(), leaves)
+                work.loss += float((losses_N.detach() * (weight_N > 0)).sum())
+                work.examples += sum(i >= 0 for i in part.source_N)
+                work.tokens += sum(len(e.ids) for e, i in zip(part.examples, part.source_N, strict=True) if i >= 0)
+            optimizer.step(range(active))
+            work.steps += active
+            first += batch
+
+    def _validation(self, cohort: list[Learner], state: State) -> Tensor:
+        return mean_losses(self.tower, self.blocks(state), [x.validation for x in cohort], self.engine, self.label_ids)
+
+
+class _Best:
+    """Each user's numbers at the epoch that was best on their own validation split; without one, at the last."""
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat, self.theta_KP = flat, flat.theta_KP.clone()
+        self.loss_K = torch.full((len(self.theta_KP),), torch.inf, device=self.theta_KP.device)
+
+    def keep(self, loss_K: Tensor) -> None:
+        better = (loss_K < self.loss_K) | loss_K.isnan()
+        self.theta_KP[better] = self.flat.theta_KP[better]
+        self.loss_K = torch.where(better, loss_K.nan_to_num(torch.inf), self.loss_K)
+
+
+def together(states: Sequence[State]) -> State:
+    """Stack states along a user axis; a tensor that all have in common (the same object) gets an axis of one."""
+    return {
+        name: value.unsqueeze(0) if all(s[name] is value for s in states) else torch.stack([s[name] for s in states])
+        for name, value in (states[0].items() if states else ())
+    }
+
+
+def prefix(stacked: State, users: int) -> State:
+    """The first ``users`` rows; tensors that all users have in common stay as they are."""
+    return {name: value if value.shape[0] == 1 else value[:users] for name, value in stacked.items()}
+
+
+def _shuffle(examples: Sequence[Encoded], key: tuple[object, ...]) -> list[Encoded]:
+    order = torch.randperm(len(examples), generator=generator(*key, "order"))
+    return [examples[i] for i in order]

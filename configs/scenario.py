@@ -1,0 +1,239 @@
+"""The scenario: everything that decides the result of a run, typed and frozen.
+
+Defaults live here; a YAML file holds only what differs; ``key=value`` overrides come last. What cannot change the
+result (device, width of a pass, caches) sits apart in `Engine` and is left out of the scenario's hash.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.errors import InputError, nearest
+
+HERE = Path(__file__).resolve().parent
+
+
+def _require(ok: bool, name: str, rule: str, value: object) -> None:
+    if not ok:
+        raise InputError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The frozen base model."""
+
+    name: str = "smollm2-135m"  # the embedded default, a hub name or a local path
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen base; adapters are always float32
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter, the way PEFT names its targets.
+
+    ``targets``: ``["all-linear"]`` or suffixes of module names. ``layers``: how many of the top layers carry it (0: all).
+    """
+
+    kind: Literal["lora", "core", "ia3", "prompt"] = "lora"
+    rank: int = 8  # of LoRA, or the r of an r x r core
+    alpha: float = 16.0  # LoRA's scale is alpha / rank
+    targets: tuple[str, ...] = ("all-linear",)
+    layers: int = 2  # counted from the top; 0: all of them
+    tokens: int = 8  # length of a soft prompt
+    factors: Literal["svd", "random"] = "svd"  # frozen orthonormal factors of a core
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "rank", "at least 1", self.rank)
+        _require(self.alpha > 0, "alpha", "positive", self.alpha)
+        _require(self.tokens >= 1, "tokens", "at least 1", self.tokens)
+        _require(self.layers >= 0, "layers", "0 (all) or a count of top layers", self.layers)
+        _require(len(self.targets) > 0, "targets", "a list of module name suffixes, or ['all-linear']", self.targets)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where a table or a JSON Lines file keeps what a task needs: our word -> the column's name."""
+
+    user: str = "user"  # not needed where every user has a file
+    text: str = "text"
+    prompt: str = "prompt"
+    answer: str = "answer"
+    label: str = "label"
+    time: str = ""  # empty: the order of the file is the order in time
+
+
+@dataclass(frozen=True)
+class Data:
+    """Users and their examples. Splits are per user and by time."""
+
+    name: str = "movielens"  # a registered source, or "files" with a path
+    path: str = ""  # a folder of <user>.jsonl, or one .jsonl, .csv, .parquet file or datasets folder
+    task: Literal["", "text", "answer", "choice"] = ""  # empty: what the source is made for
+    labels: tuple[str, ...] = ()  # choice: the answers among which the model chooses
+    fields: Fields = field(default_factory=Fields)
+    users: int = 0  # how many users take part; 0: all that qualify
+    unseen_users: int = 0  # further users that are never trained on
+    min_examples: int = 10  # a user with fewer is left out
+    max_examples: int = 0  # the latest so many per user are kept; 0: all
+    max_tokens: int = 128  # an example is cut to so many tokens; long texts become several examples
+    train: float = 0.7  # share of each user's examples, the earliest
+    validation: float = 0.1  # the next; the rest is the test split
+
+    def __post_init__(self) -> None:
+        for name in ("users", "unseen_users", "max_examples"):
+            _require(getattr(self, name) >= 0, f"data.{name}", "0 or more", getattr(self, name))
+        _require(self.min_examples >= 3, "data.min_examples", "at least 3 (one per split)", self.min_examples)
+        _require(self.max_tokens >= 2, "data.max_tokens", "at least 2", self.max_tokens)
+        _require(0 < self.train < 1, "data.train", "between 0 and 1", self.train)
+        _require(0 <= self.validation < 1 - self.train, "data.validation", "0 or more and below 1 - data.train",
+                 self.validation)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Training on a node, for one of the two adapters."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    epochs: int = 1  # over a user's training examples, each time the adapter's turn comes
+    batch: int = 8  # examples of one user per step
+    weight_decay: float = 0.0
+    max_norm: float = 1.0  # L2 clip of one user's gradient; 0: none
+    early_stopping: bool = False  # keep the epoch that is best on the user's own validation split (the start included)
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, "lr", "0 or more", self.lr)
+        _require(self.epochs >= 0, "epochs", "0 or more", self.epochs)
+        _require(self.batch >= 1, "batch", "at least 1", self.batch)
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(self.max_norm >= 0, "max_norm", "0 (none) or positive", self.max_norm)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What cannot change the result: where and how wide a pass runs."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads; 0: torch's choice
+    tokens_per_pass: int = 2048  # a fused pass holds at most so many tokens
+    memory_mb: int = 0  # or what fits in so many MiB beside the base; 0: no such limit
+    cache: Literal["none", "memory", "disk"] = "memory"  # of activations below the lowest adapter
+    cache_mb: int = 2048  # bound of that cache
+    checkpointing: bool = False  # recompute activations in the backward pass
+
+    def __post_init__(self) -> None:
+        _require(self.tokens_per_pass >= 1, "engine.tokens_per_pass", "at least 1", self.tokens_per_pass)
+        for name in ("threads", "memory_mb", "cache_mb"):
+            _require(getattr(self, name) >= 0, f"engine.{name}", "0 or more", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run. Equal scenarios give equal runs."""
+
+    name: str = "run"
+    seed: int = 0
+    rounds: int = 10
+    users_per_round: int = 0  # sampled without replacement; 0: everyone, every round
+    scheme: str = "dual"
+    private_from: int = 0  # the private adapter's first round (schemes with both); before it only the shared one trains
+    personalize: int = 0  # extra epochs of the private adapter after the last round, the shared one frozen
+    aggregator: str = "fedit"
+    aggregator_options: dict[str, float] = field(default_factory=dict)
+    weights: Literal["examples", "uniform"] = "examples"  # of users in the aggregate
+    max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted
+    evaluate_every: int = 1  # rounds between evaluations on the validation split; 0: only at the end
+    controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
+    model: Model = field(default_factory=Model)
+    shared: Adapter = field(default_factory=Adapter)
+    private: Adapter = field(default_factory=Adapter)
+    shared_training: Local = field(default_factory=Local)
+    private_training: Local = field(default_factory=Local)
+    data: Data = field(default_factory=Data)
+    engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        _require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
+        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(self.users_per_round >= 0, "users_per_round", "0 (everyone) or a count", self.users_per_round)
+        _require(0 <= self.private_from <= self.rounds, "private_from", "between 0 and rounds", self.private_from)
+        _require(self.personalize >= 0, "personalize", "0 or more", self.personalize)
+        _require(self.max_release_norm > 0, "max_release_norm", "positive", self.max_release_norm)
+        _require(self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every)
+        _require(self.shared.kind == "lora", "shared.kind", "'lora' (what is aggregated)", self.shared.kind)
+
+
+def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario: a name in `configs/`, or a YAML file, then ``key=value`` overrides.
+
+    Raises `InputError` for an unknown key, a wrong type or an impossible value.
+    """
+    tree = _read(source)
+    for item in overrides:
+        key, sep, _ = item.partition("=")
+        if not sep:
+            raise InputError(f"override '{item}' must be written key=value")
+        _check_keys(OmegaConf.from_dotlist([item]), Scenario, "")
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([item]))
+    return build(tree)
+
+
+def build(tree: Any) -> Scenario:
+    """Turn a mapping or an OmegaConf tree into a `Scenario`, checking names, types and values."""
+    tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
+    _check_keys(tree, Scenario, "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Scenario), tree)
+        return typing.cast(Scenario, OmegaConf.to_object(merged))
+    except InputError:
+        raise
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{key}: {reason}" if key else reason) from None
+
+
+def to_yaml(scenario: Scenario) -> str:
+    """The whole resolved scenario as YAML; `load` reads it back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(scenario))
+
+
+def scenario_hash(scenario: Scenario) -> str:
+    """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name)."""
+    tree = dataclasses.asdict(scenario)
+    del tree["engine"], tree["name"]
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _read(source: str | Path) -> DictConfig:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = HERE / f"{source}.yaml"
+    if not path.is_file():
+        raise InputError(f"no scenario '{source}'{nearest(str(source), (p.stem for p in HERE.glob('*.yaml')))}")
+    try:
+        tree = OmegaConf.load(path)
+    except Exception as error:
+        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, DictConfig):
+        raise InputError(f"{path} must hold key: value pairs")
+    return tree
+
+
+def _check_keys(tree: Any, kind: Any, prefix: str) -> None:
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            raise InputError(f"unknown key '{prefix}{key}'{nearest(str(key), hints)}")
+        inner = tree._get_node(key)
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(inner, DictConfig):
+                raise InputError(f"{prefix}{key} must be a group of keys: {', '.join(typing.get_type_hints(hints[key]))}")
+            _check_keys(inner, hints[key], f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""What runs on the server: the one round loop, sampling, checkpoints, reports."""

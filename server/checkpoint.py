@@ -1,0 +1,64 @@
+"""A run's folder, and the one moment at which a round counts.
+
+A round is written in this order: shared adapter and aggregator memory, rows, and last ``checkpoint.json``, which names them. A run that
+is killed before that last rename resumes from the round before, as if the lost round had never begun.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import InputError
+from configs.scenario import Scenario, load, scenario_hash, to_yaml
+from strategies.files import read_state, write_state, write_text
+from strategies.tree import State, partition
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run has after a round."""
+
+    round: int
+    shared: State
+    memory: State  # the aggregator's
+    rows: list[dict[str, Any]]  # one per round
+
+
+def begin(folder: Path, scenario: Scenario) -> None:
+    """Open a new run's folder and write its scenario. Refuses a folder that holds another run."""
+    found = folder / "scenario.yaml"
+    if found.exists() and scenario_hash(load(found)) != scenario_hash(scenario):
+        raise InputError(f"{folder} holds a run of another scenario; choose another folder with --out, or remove it")
+    write_text(found, to_yaml(scenario))
+
+
+def commit(folder: Path, state: Checkpoint) -> None:
+    """Make a round final."""
+    name = f"shared-{state.round:06d}.safetensors"
+    tensors = {f"shared/{k}": v for k, v in state.shared.items()} | {f"memory/{k}": v for k, v in state.memory.items()}
+    write_state(folder / name, tensors)
+    write_text(folder / "rounds.jsonl", "".join(json.dumps(row) + "\n" for row in state.rows))
+    write_text(folder / "checkpoint.json", json.dumps({"round": state.round, "tensors": name}))
+    for old in folder.glob("shared-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The last committed round of a run, or None before the first."""
+    path = folder / "checkpoint.json"
+    if not path.exists():
+        return None
+    try:
+        head = json.loads(path.read_text())
+        tensors = read_state(folder / head["tensors"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be resumed from: {error}") from None
+    shared, memory = partition(tensors, lambda name: name.startswith("shared/"))
+    rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return Checkpoint(head["round"], _bare(shared), _bare(memory), [r for r in rows if r["round"] <= head["round"]])
+
+
+def _bare(state: State) -> State:
+    return {name.partition("/")[2]: value for name, value in state.items()}

@@ -1,0 +1,138 @@
+"""The one round loop: sample users, train, admit, aggregate, evaluate, commit. It sees a `Runtime`, never what is behind it."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs.scenario import Scenario
+from server import checkpoint
+from server.admission import admitted
+from server.checkpoint import Checkpoint
+from strategies import schemes
+from strategies.base import Aggregator, Release, Runtime, Task
+from strategies.tree import State, generator, nbytes, norm, subtract
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
+        observe: Observer = lambda _row: None) -> Checkpoint:  # fmt: skip
+    """Run or resume a scenario in ``folder`` and return its last round. ``shared`` is where the first round starts.
+
+    ``observe`` is called with each round's row once the round is final.
+    """
+    checkpoint.begin(folder, scenario)
+    state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
+    users = list(runtime.users())
+    for number in range(state.round + 1, last_round(scenario) + 1):
+        state = _round(scenario, runtime, aggregator, state, plan(scenario, state.shared, number), users)
+        began = time.perf_counter()
+        checkpoint.commit(folder, state)
+        observe(state.rows[-1] | {"commit_seconds": time.perf_counter() - began})
+    return state
+
+
+def last_round(scenario: Scenario) -> int:
+    """The federation's rounds, and one more in which everyone trains only the private adapter, if that is asked for."""
+    return scenario.rounds + (scenario.personalize > 0)
+
+
+def plan(scenario: Scenario, shared: State, number: int) -> Task:
+    """What a round asks of its users."""
+    if number > scenario.rounds:
+        return Task(number, shared, ("private",), scenario.personalize)
+    both = "shared" in schemes.build(scenario.scheme).blocks and number <= scenario.private_from
+    return Task(number, shared, ("shared",) if both else ("shared", "private"))
+
+
+def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
+    """The users of a round: a fixed number without replacement, keyed by (seed, round); everyone in the last, private one."""
+    if not scenario.users_per_round or scenario.users_per_round >= len(users) or number > scenario.rounds:
+        return list(users)
+    order = torch.randperm(len(users), generator=generator(scenario.seed, number, "sample"))
+    return sorted(users[i] for i in order[: scenario.users_per_round])
+
+
+def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
+           users: list[str]) -> Checkpoint:  # fmt: skip
+    chosen, tally, clock = sample(scenario, users, task.round), _Tally(), _Clock()
+    releases = admission_of(scenario, runtime, task, chosen, state.shared, tally)
+    memory, shared = aggregator.apply(state.memory, state.shared, clock.each("train", releases))
+    clock.lap("aggregate")
+    row = {
+        "round": task.round,
+        "users": len(chosen),
+        "releases": tally.users,
+        "dropped": dict(tally.dropped),
+        "bytes_up": tally.bytes_up,
+        "bytes_down": nbytes(state.shared) * len(chosen),
+        "tokens": int(round(tally.metrics["tokens"])),
+        "steps": int(round(tally.metrics["steps"])),
+        "train_loss": tally.metrics["loss"] / max(tally.metrics["examples"], 1.0),
+        "update_norm": norm(subtract(shared, state.shared)),
+    }
+    if scenario.evaluate_every and task.round % scenario.evaluate_every == 0:
+        after = Task(task.round + 1, shared)
+        row["validation"] = averages(runtime.evaluate(after, "validation", ("shared", "shared_private", "local_only")))
+        clock.lap("evaluate")
+    row["seconds"] = clock.seconds
+    return Checkpoint(task.round, shared, memory, [*state.rows, row])
+
+
+def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[str], shared: State,
+                 tally: "_Tally") -> Iterator[Release]:  # fmt: skip
+    """The round's releases that are in order, counted on their way."""
+    for release in admitted(runtime.train(task, users), shared, scenario.max_release_norm, tally.dropped):
+        tally.add(release)
+        yield release
+
+
+def averages(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean over users of every ``<control>.<metric>`` column."""
+    columns: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            control, dot, metric = key.partition(".")
+            if dot and value is not None:
+                columns.setdefault(control, {}).setdefault(metric, []).append(value)
+    return {c: {m: float(np.mean(v)) for m, v in found.items()} for c, found in columns.items()}
+
+
+class _Tally:
+    """What went over the wire in a round."""
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.metrics: Counter[str] = Counter(tokens=0, steps=0, loss=0, examples=0)
+        self.users = self.bytes_up = 0
+
+    def add(self, release: Release) -> None:
+        self.users += release.users
+        self.bytes_up += nbytes(release.update)
+        for name, value in release.metrics.items():
+            self.metrics[name] += value  # type: ignore[assignment]
+
+
+class _Clock:
+    """Seconds by part. Training and streaming aggregation alternate, so the former is timed item by item."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+        self.last = now
+
+    def each(self, part: str, items: Iterable[Release]) -> Iterator[Release]:
+        for item in items:
+            self.lap(part)
+            yield item
+            self.lap("aggregate")
+        self.lap(part)

@@ -1,0 +1,1 @@
+"""The one-process runtime, controls, benchmarks and the command line."""

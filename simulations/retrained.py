@@ -1,0 +1,100 @@
+"""Controls that need a training of their own, each the strongest fair form of itself.
+
+* local_only: every user alone, with as large an adapter and as many epochs as the shared one had, early stopping on
+* shared: the shared adapter trained alone, by the same rounds (in a short run it is the dual run's with the private one off)
+* shared_more_steps: that one, trained on for as many epochs as the private adapters had
+* pooled: one adapter trained on everybody's data in one place, for as many epochs: what federation gives up
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client.data.types import Dataset, Splits
+from configs.scenario import Scenario
+from server import checkpoint, rounds
+from strategies.base import Task
+
+if TYPE_CHECKING:
+    from simulations.run import World
+
+LONG = ("local_only", "shared_more_steps", "pooled")
+POOLED_BATCHES = 8  # the pooled adapter's batch, in batches of one user
+Rows = list[dict[str, Any]]
+
+
+def rows(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Iterator[tuple[str, Rows]]:
+    """Train the controls that the scenario asks for and yield (name, a row per user)."""
+    wanted = [c for c in LONG if c in scenario.controls]
+    if not wanted or scenario.scheme in ("local_only", "shared_only"):
+        return
+    home = folder / "controls"
+    if "local_only" in wanted:
+        yield "local_only", _table(local_only(scenario), world, home / "local_only", observe, "local_only")
+    alone = shared_only(scenario)
+    yield "shared", _table(alone, world, home / "shared", observe, "shared")
+    if "shared_more_steps" in wanted:
+        more = replace(alone, rounds=alone.rounds + extra_rounds(scenario, len(world.dataset.users)))
+        if checkpoint.latest(home / "shared_more_steps") is None and (last := checkpoint.latest(home / "shared")):
+            checkpoint.begin(home / "shared_more_steps", more)
+            checkpoint.commit(home / "shared_more_steps", last)
+        yield _renamed("shared_more_steps", _table(more, world, home / "shared_more_steps", observe, "shared"))
+    if "pooled" in wanted:
+        yield _renamed("pooled", _pooled(scenario, world, home / "pooled", observe))
+
+
+def shared_only(scenario: Scenario) -> Scenario:
+    """The same federation without private adapters."""
+    return replace(scenario, scheme="shared_only", personalize=0, private_from=0, evaluate_every=0)
+
+
+def local_only(scenario: Scenario) -> Scenario:
+    """Everyone alone, in one round of as many epochs as a user trained the shared adapter."""
+    local = replace(scenario.shared_training, epochs=shared_epochs(scenario, 0), early_stopping=True)
+    return replace(scenario, scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0, evaluate_every=0,
+                   private=scenario.shared, private_training=local)  # fmt: skip
+
+
+def shared_epochs(scenario: Scenario, users: int) -> int:
+    """How often a user's data passed the shared adapter on average, at least once. ``users`` 0: as if all took part."""
+    share = scenario.users_per_round / users if users and scenario.users_per_round else 1.0
+    return max(1, round(scenario.rounds * scenario.shared_training.epochs * min(share, 1.0)))
+
+
+def extra_rounds(scenario: Scenario, users: int) -> int:
+    """Rounds in which the shared adapter sees as many examples as the private adapters saw."""
+    share = min(scenario.users_per_round / users, 1.0) if scenario.users_per_round else 1.0
+    private = (scenario.rounds - scenario.private_from) * scenario.private_training.epochs * share + scenario.personalize
+    return max(1, ceil(private / (scenario.shared_training.epochs * share)))
+
+
+def _table(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer, row: str) -> Rows:
+    from simulations.run import train
+
+    return train(scenario, world, folder, (row,), observe)[1]
+
+
+def _pooled(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Rows:
+    from client.node import Node
+    from client.private import PrivateStore
+    from simulations.run import World, train
+
+    users = world.dataset.users.values()
+    everyone = Splits(*(tuple(e for s in users for e in getattr(s, part)) for part in ("train", "validation", "test")))
+    one = Dataset({"everyone": everyone}, {}, world.dataset.task, world.dataset.labels, world.dataset.label_ids, world.dataset.unit)
+    alone = shared_only(scenario)
+    epochs = shared_epochs(scenario, len(world.dataset.users))
+    local = replace(scenario.shared_training, epochs=epochs, batch=scenario.shared_training.batch * POOLED_BATCHES)
+    pooled = replace(alone, rounds=1, users_per_round=0, shared_training=local, aggregator="fedit", aggregator_options={})
+    state, _ = train(pooled, World(world.base, one), folder, (), observe)
+    node = Node(alone, world.base, world.dataset, PrivateStore(folder / "none"))
+    try:
+        return node.evaluate(Task(1, state.shared), "test", ("shared",))
+    finally:
+        node.close()
+
+
+def _renamed(name: str, rows: Rows) -> tuple[str, Rows]:
+    return name, [{k.replace("shared.", f"{name}.", 1) if k.startswith("shared.") else k: v for k, v in r.items()} for r in rows]

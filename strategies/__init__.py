@@ -1,0 +1,1 @@
+"""Pure strategies on dictionaries of tensors: aggregators, schemes, tree helpers."""

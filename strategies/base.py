@@ -1,0 +1,86 @@
+"""The contracts: what an aggregator and a scheme are, and the two messages between server and node."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from strategies.tree import State
+
+Owner = Literal["shared", "private", "frozen"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Server to node: train these users from this shared adapter."""
+
+    round: int  # counted from 1
+    shared: State  # PEFT names -> float32 tensors
+    turns: tuple[str, ...] = ("shared", "private")  # which phases of the scheme run in this round
+    epochs: int | None = None  # instead of the scenario's
+
+
+@dataclass(frozen=True)
+class Release:
+    """Node to server: the one message that may leave a node. What is not a field of it stays home.
+
+    ``update`` is already multiplied by ``weight``, so that a node may add up its users' releases for a linear
+    aggregator: the sum of releases is a release.
+    """
+
+    update: State  # weight * (trained - received), the aggregator's factors only
+    weight: float  # sum of the users' weights
+    users: int = 1  # how many users' releases were added up
+    metrics: dict[str, float] = field(default_factory=dict)  # sums over users: tokens, steps, loss, seconds
+
+
+class Aggregator(NamedTuple):
+    """A pure pair: how releases become the next shared adapter.
+
+    ``init(shared) -> memory`` and ``apply(memory, shared, releases) -> (memory, shared)``; ``releases`` is consumed
+    once, inputs are unchanged, names, shapes and dtypes of ``shared`` are kept.
+    """
+
+    init: Callable[[State], State]
+    apply: Callable[[State, State, Iterable[Release]], tuple[State, State]]
+    factors: Callable[[int], tuple[str, ...]]  # the LoRA factors that are trained and released in a round (from 1)
+    linear: bool  # needs only the sum of releases: a node may send one sum
+    paper: str
+    exact: bool = False  # the aggregate is the ideal one, sum_k p_k B_k A_k
+    individual: bool = False  # must see each user's tensors
+    mutates_base: bool = False
+    phases: int = 1  # exchanges per round
+    hetero_rank: bool = False
+    per_user_down: bool = False
+    stateful: bool = False  # has a memory that is checkpointed
+
+
+class Phase(NamedTuple):
+    """One turn of local training: which tensors move. The rest is applied and passes gradients, but stays."""
+
+    name: Literal["shared", "private"]  # whose training settings (`Scenario.shared_training` or `.private_training`)
+    moves: tuple[Owner, ...]
+
+
+class Scheme(NamedTuple):
+    """How the adapters are split between the federation and the user, and in which order they train."""
+
+    blocks: tuple[Literal["shared", "private"], ...]  # adapters that exist
+    owner: Callable[[str, str], Owner]  # (block, tensor name) -> who keeps it
+    phases: tuple[Phase, ...]
+    paper: str
+
+
+class Runtime(Protocol):
+    """Runs nodes. Two implementations: in process, and over Flower."""
+
+    def users(self) -> Sequence[str]:
+        """All users that may train, in a fixed order."""
+        ...
+
+    def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        """Train the users of a round and yield their releases (or nodes' sums of them)."""
+        ...
+
+    def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
+        """One row per user: user, seen, train, test, and ``<control>.<metric>`` for each control in ``wanted``."""
+        ...

@@ -1,0 +1,35 @@
+"""Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from strategies.tree import State
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text)
+    _settle(scratch, path)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Replace a safetensors file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
+    _settle(scratch, path)
+
+
+def read_state(path: Path) -> State:
+    """Read a safetensors file onto the CPU."""
+    return load_file(path)
+
+
+def _settle(scratch: Path, path: Path) -> None:
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    scratch.replace(path)
