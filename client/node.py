@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client import base as bases
 from client import controls, data
+from client.adapters.fisher import fitted
 from client.adapters.layout import Layout, layout
 from client.data.types import Dataset, Encoded
 from client.private import PrivateStore
@@ -82,7 +83,9 @@ class Node:
         self.split = split(scenario, base)
         self.start = self.split.start()
         self.tower = Tower(base, self.split.layouts, scenario.engine)
-        self.trainer = Trainer(self.tower, self.split.layouts, scenario.engine, dataset.label_ids)
+        layouts = tuple(fitted(x, self.tower, dataset.public, dataset.label_ids) for x in self.split.layouts)
+        self.split = replace(self.split, layouts=layouts)
+        self.trainer = Trainer(self.tower, layouts, scenario.engine, dataset.label_ids)
 
     def close(self) -> None:
         """Take the adapters off the base."""

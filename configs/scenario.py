@@ -47,7 +47,7 @@ class Adapter:
     targets: tuple[str, ...] = ("all-linear",)
     layers: int = 2  # counted from the top; 0: all of them
     tokens: int = 8  # length of a soft prompt
-    factors: Literal["svd", "random"] = "svd"  # frozen orthonormal factors of a core
+    factors: Literal["svd", "random", "fisher"] = "svd"  # frozen factors of a core: see client/adapters/core.py
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "rank", "at least 1", self.rank)

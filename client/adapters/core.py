@@ -1,8 +1,9 @@
 """An r x r core between frozen orthonormal factors: y_k += alpha / r * x V^T M_k^T U^T. Few numbers per user.
 
 Balazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", arXiv 2405.17604, eq. 1, with
-orthonormal factors (the singular values are left out): U [d_out, r] and V [r, d_in] are the leading singular vectors of the
-frozen weight, or random. They are public, so that noise for privacy falls on r * r numbers only. M starts at zero.
+orthonormal factors: U [d_out, r] and V [r, d_in] are the leading singular vectors of the frozen weight (``svd``) or random.
+``fisher`` takes the leading directions of what goes in and of the loss's slope at what comes out, on texts that belong to
+nobody (`fisher.py`). Factors are public, so that noise for privacy falls on r * r numbers only. M starts at zero.
 """
 
 import torch
@@ -23,7 +24,7 @@ def _init(config: Adapter, module: nn.Module, _generator: torch.Generator) -> St
 def _constants(config: Adapter, module: nn.Module, generator: torch.Generator) -> State:
     d_in, d_out = sizes(module)
     rank = min(config.rank, d_in, d_out)
-    if config.factors == "random":
+    if config.factors in ("random", "fisher"):  # the latter until a node has fitted them
         u = torch.linalg.qr(torch.randn(d_out, rank, generator=generator)).Q
         v = torch.linalg.qr(torch.randn(d_in, rank, generator=generator)).Q.T
     else:

@@ -5,7 +5,7 @@ from typing import Any
 from client.data import split
 from client.data.encode import encode, label_ids
 from client.data.sources import SOURCES
-from client.data.types import Dataset, Example, Source, Splits
+from client.data.types import Dataset, Encoded, Example, Source, Splits
 from configs.errors import InputError, unknown
 from configs.scenario import Data
 
@@ -30,7 +30,11 @@ def load(data: Data, tokenizer: Any, seed: int) -> Dataset:
     counts = {user: split.count(examples, task, data.max_tokens) for user, examples in read.items()}
     users, unseen = split.choose(counts, data, seed)
     splits = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels)
-    return Dataset({u: splits[u] for u in users}, {u: splits[u] for u in unseen}, task, labels, ids, source.unit)
+    public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
+    nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
+    return Dataset(
+        {u: splits[u] for u in users}, {u: splits[u] for u in unseen}, task, labels, ids, source.unit, nobodys
+    )
 
 
 def _task(source: Source, data: Data) -> str:

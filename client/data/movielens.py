@@ -37,6 +37,12 @@ def read(data: Data) -> dict[str, list[Example]]:
     return users
 
 
+def films(data: Data) -> list[Example]:
+    """Every film of the catalogue, without anybody's rating; the answer is a placeholder."""
+    labels = data.labels or LABELS
+    return [Example(_prompt(row), labels[0], 0.0, row["item_id"]) for row in _table("item")]
+
+
 def _table(name: str) -> list[dict[str, str]]:
     header, *rows = wheels.read(wheels.MOVIELENS, f"{_FOLDER}.{name}").decode().splitlines()
     columns = [column.partition(":")[0] for column in header.split("\t")]  # "rating:float"
@@ -52,5 +58,5 @@ def _prompt(film: dict[str, str]) -> str:
 
 
 SOURCE = Source(
-    read, "choice", LABELS, "one rating", "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms"
+    read, "choice", LABELS, "one rating", "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms", films
 )

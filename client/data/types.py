@@ -48,6 +48,7 @@ class Dataset:
     labels: tuple[str, ...]  # a choice: the texts of the labels; else empty
     label_ids: tuple[int, ...]  # a choice: the token that stands for each label, all different
     unit: str  # the privacy unit in words
+    public: tuple[Encoded, ...] = ()  # texts that belong to nobody; factors of a core may be fitted to them
 
 
 class Source(NamedTuple):
@@ -58,3 +59,4 @@ class Source(NamedTuple):
     labels: tuple[str, ...]  # a choice: the labels when the scenario names none; empty: the sorted answers in the data
     unit: str  # the privacy unit in words
     about: str  # one line: what it is, its licence
+    public: Callable[[Data], list[Example]] | None = None  # texts that belong to no user, such as a catalogue

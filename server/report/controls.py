@@ -16,11 +16,11 @@ WORDS = {
 
 MEANING = {
     "base": "the frozen model, no adapter",
-    "majority": "the most frequent answer, no model",
-    "user_bias": "how often this user gives each answer: a habit, not a taste",
-    "local_only": "private adapter alone, no federation",
+    "majority": "how often this user gives each answer; no model",
+    "user_bias": "shared + one constant per user and answer: a habit, no taste",
+    "local_only": "an adapter as large, on this user's data alone",
     "shared": "the aggregated adapter, the same for all",
-    "shared_more_steps": "shared, trained as long as shared + private",
+    "shared_more_steps": "shared, trained on for as long as the private ones",
     "shared_private": "the aggregated adapter and the user's own",
     "pooled": "one adapter on everybody's data in one place",
     "shuffled": "shared + somebody else's private adapter",

@@ -4,6 +4,7 @@ Everything that comes from data or from a scenario is escaped.
 """
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,19 @@ def headline(summary: dict[str, Any], per: str) -> str:
     return f"On top of the shared adapter, a private one {_verdict(gain, per)}."
 
 
+def rival(summary: dict[str, Any]) -> str | None:
+    """The strongest row that knows nothing of a user's taste, by mean nll; None when the run holds none.
+
+    Standing against a weak one would make any adapter look good.
+    """
+    held = [name for name in ("user_bias", "majority", "base") if name in summary["gains"]]
+    means = {name: summary["rows"][name]["mean"] for name in held}
+    return min(held, key=lambda name: math.inf if means[name] is None else means[name], default=None)
+
+
 def _headline(run: Run, summary: dict[str, Any]) -> str:
     per, table = plots.unit(run.users), summary["rows"]
-    # The strongest simple explanation that the run holds.
-    other = next((name for name in ("user_bias", "base") if name in summary["gains"]), None)
-    lead = []
+    lead, other = [], rival(summary)
     if other:
         lead.append(f"Against {controls.words(other)}, shared + private {_verdict(summary['gains'][other], per)}.")
     if "shared" in summary["gains"]:
@@ -137,7 +146,7 @@ def _controls(users: Users, summary: dict[str, Any]) -> str:
 
 def _figures(run: Run) -> list[str]:
     one = [
-        ("Learning curve", "On the users' validation splits.", "learning", plots.learning_curve(run)),
+        ("Learning curve", _validation_note(run), "learning", plots.learning_curve(run)),
         ("Who is helped", "What the private adapter saves each user on top of the shared one. "
          f"{_key(plots.HELPED, 'helped')} {_key(plots.HARMED, 'harmed')}", "gains", plots.gains_sorted(run)),
         ("Does more data help?", "The same saving against what the user had to learn from.", "examples",
@@ -152,6 +161,13 @@ def _figures(run: Run) -> list[str]:
     ]
     sections = [_section(*figure) for figure in one]
     return [*sections, '<div class="pair">' + "".join(f"<div>{_section(*figure)}</div>" for figure in two) + "</div>"]
+
+
+def _validation_note(run: Run) -> str:
+    """Early stopping chooses the epoch that looks best on this very split, so the curve flatters what it stopped."""
+    stopped = run.scenario.shared_training.early_stopping or run.scenario.private_training.early_stopping
+    warning = " Early stopping chose on them, so the curve is flattering; the table above is not." if stopped else ""
+    return f"On the users' validation splits.{warning}"
 
 
 def _section(title: str, note: str, name: str, figure: go.Figure | None) -> str:

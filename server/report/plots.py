@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from server import metrics
+from strategies import metrics
 from server.report import controls
 from server.report.files import Run, Users
 from server.report.summary import MAIN, paired
@@ -240,7 +240,7 @@ def _bytes_unit(largest: float) -> tuple[float, str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return "&lt;0.1 s" if seconds < 0.1 else f"{seconds:.{int(seconds < 10)}f} s"
     minutes = math.floor(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs.scenario import scenario_hash
-from server import metrics
+from strategies import metrics
 from server.report.files import Run, Users, read, write_text
 
 MAIN = "shared_private"  # the row that every other is held against

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.errors import InputError
-from server import metrics
+from strategies import metrics
 from server.report import controls
 from server.report.files import Run, read, read_rounds, read_users
 from server.report.plots import unit

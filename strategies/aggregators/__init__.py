@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from configs.errors import InputError, unknown
+from strategies.aggregators.fedavgm import fedavgm
 from strategies.aggregators.fedit import fedit
 from strategies.aggregators.ffa import ffa
 from strategies.base import Aggregator
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "fedavgm": fedavgm,
     "fedit": fedit,
     "ffa": ffa,
 }

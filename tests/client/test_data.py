@@ -302,6 +302,8 @@ def test_no_split_leaks_later_examples_or_parts_of_a_unit(
     sides = [{e.unit for e in side} for side in (splits.train, splits.validation, splits.test)]
     numbers = [e.unit for e in everything(splits)]
     assert numbers == sorted(numbers) and set(numbers) == set(range(len(set(numbers))))
+    if not keep:
+        assert len(set(numbers)) == len(units)
     if len(set(numbers)) > 1:
         assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
     if data.validation > 0 and len(set(numbers)) > 2:
@@ -343,7 +345,9 @@ def test_only_the_latest_examples_are_kept(movielens: Dataset, tokenizer: Any) -
 
 def test_a_user_left_with_one_example_is_reported() -> None:
     examples = [Example("", "", time, str(time)) for time in range(10)]
-    with pytest.raises(InputError, match=r"user 'u' has 1 example\(s\) .* raise data.min_examples or data.max_examples"):
+    with pytest.raises(
+        InputError, match=r"user 'u' has 1 example\(s\) .* raise data.min_examples or data.max_examples"
+    ):
         split.split("u", examples, pieces(examples), Data(max_examples=1))
 
 
@@ -394,6 +398,7 @@ def test_what_all_labels_begin_with_belongs_to_the_prompt(tokenizer: Any) -> Non
 def test_labels_are_the_tokens_that_follow_other_text(sentencepiece: Any) -> None:
     assert sentencepiece(" Yes")["input_ids"][0] == sentencepiece(" No")["input_ids"][0]  # the tokenizer's own blank
     assert sentencepiece.convert_ids_to_tokens(label_ids(sentencepiece, ("Yes", "No"))) == ["▁Yes", "▁No"]
+    assert sentencepiece.convert_ids_to_tokens(one("a", "No", "choice", sentencepiece).ids.tolist()) == ["▁a"]
 
 
 def test_an_answer_follows_its_prompt_and_ends(tokenizer: Any) -> None:

@@ -19,7 +19,7 @@ from configs.errors import InputError
 from configs.scenario import build, scenario_hash, to_yaml
 from server.report import controls, tables
 from server.report.files import read, read_users
-from server.report.page import PRIVACY, headline, write_page
+from server.report.page import PRIVACY, headline, rival, write_page
 from server.report.summary import summarize, write_summary
 from server.report.write import write
 
@@ -192,6 +192,12 @@ def test_page_is_the_same_for_the_same_folder(run):
     assert write_page(run).read_text() == write_page(run).read_text()
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_page_warns_where_early_stopping_saw_the_learning_curve(tmp_path, stopped):
+    directory = write_run(tmp_path / "run", private_training={"early_stopping": stopped})
+    assert ("Early stopping chose on them" in own_html(write_page(directory))) == stopped
+
+
 def test_page_lists_at_most_two_hundred_users(tmp_path):
     page = own_html(write_page(write_run(tmp_path / "run", every_control(230))))
     assert "The first 200 of 230 users" in page
@@ -213,6 +219,13 @@ def test_headline_says_when_private_costs():
     assert "costs 0.2000 nats per token (95% interval 0.1000 to 0.3000)" in headline(
         {"gains": {"shared": gain}}, "nats per token"
     )
+
+
+@pytest.mark.parametrize(("majority", "expected"), [(0.5, "majority"), (0.8, "user_bias"), (None, "user_bias")])
+def test_the_simple_row_in_the_headline_is_the_strongest(majority, expected):
+    means = {"base": 0.9, "majority": majority, "user_bias": 0.6}
+    gains = {name: {"mean": -0.1, "ci95": [None, None]} for name in means}
+    assert rival({"gains": gains, "rows": {name: {"mean": mean} for name, mean in means.items()}}) == expected
 
 
 @pytest.mark.parametrize(
@@ -259,6 +272,12 @@ def test_runs_are_compared_over_the_users_they_share(tmp_path, run):
     shown = text(tables.compare_table([run, other]))
     assert "+0.1500" in shown
     assert second["hash"] in shown
+
+
+def test_a_user_that_one_run_never_trained_on_is_not_compared(tmp_path, run):
+    other = write_run(tmp_path / "other", [*USERS[:3], USERS[3] | {"seen": True}])
+    for pair in ([run, other], [other, run]):
+        assert tables.compare_rows(pair)[1]["against_first"]["shared"]["users"] == 3
 
 
 def test_runs_on_other_data_are_not_subtracted(tmp_path, run):
@@ -338,8 +357,10 @@ def test_a_browser_draws_every_plot_without_a_complaint(run, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     names = re.findall(r'<div id="(\w+)" class="plotly-graph-div js-plotly-plot"', done.stdout)
-    assert names == ["learning", "gains", "examples", "spread", "traffic", "clock"]
-    for part in done.stdout.split("js-plotly-plot")[-len(names) :]:
+    marks = {"learning": "js-line", "gains": "point", "examples": "point", "spread": "box", "traffic": "point",
+             "clock": "point"}  # fmt: skip
+    assert names == list(marks)
+    for part, mark in zip(done.stdout.split("js-plotly-plot")[-len(names) :], marks.values(), strict=True):
         assert 'class="main-svg"' in part
-        assert re.search(r'class="(js-line|point|box)[" ]', part)
+        assert re.search(rf'<path class="{mark}[" ]|<g class="{mark}"><path', part)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from server import metrics
+from strategies import metrics
 
 unhurried = settings(deadline=None)  # the machine may be busy
 scored = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)

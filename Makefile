@@ -1,0 +1,52 @@
+# Homing. `make help` lists the targets.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+# Nothing here may reach a model hub; Flower stays on this machine.
+export HF_HUB_OFFLINE = 1
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help env demo test lint types unit results bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: .venv/ready  ## make the environment, the default model and the default data
+
+# The stamp is written last: after a failed first try the same command goes on where it was.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m simulations fetch
+	@touch $@
+
+demo: env  ## personalize SmolLM2 for MovieLens users and print what it brought
+	$(PY) -m simulations run demo
+
+test: lint types unit  ## lint, types, tests
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: env
+	$(PY) -m pyright
+
+unit: env
+	$(PY) -m pytest
+
+results: env  ## the long runs behind the README's tables (hours)
+	$(PY) -m simulations results
+
+bench: env  ## speed against plain PEFT and against Flower's simulation; writes bench.json
+	$(PY) -m simulations bench
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
