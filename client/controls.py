@@ -56,7 +56,7 @@ def _bias(logits_nL: Tensor, labels_n: Tensor, ridge: float) -> Tensor:
 
 
 def choice_metrics(logits_nL: Tensor, labels: Sequence[int]) -> dict[str, float | None]:
-    """nll in nats per choice, accuracy, macro F1 and, between two labels, AUC of the first against the second."""
+    """Nll in nats per choice, accuracy, macro F1 and, between two labels, AUC of the first against the second."""
     truth = np.asarray(labels)
     logp = logits_nL.double().log_softmax(1).numpy()
     predicted = logp.argmax(1)
@@ -71,6 +71,6 @@ def choice_metrics(logits_nL: Tensor, labels: Sequence[int]) -> dict[str, float 
 
 
 def token_metrics(sums_n2: Tensor) -> dict[str, float | None]:
-    """nll in nats per token."""
+    """Nll in nats per token."""
     total = sums_n2.double().sum(0)
     return {"nll": float(total[0] / total[1])}

@@ -128,7 +128,12 @@ class Node:
         if task.epochs is not None:
             local = _with_epochs(local, task.epochs)
         learners = [
-            Learner(s, self.dataset.users[u].train, self.dataset.users[u].validation, (scenario.seed, task.round, u, phase.name))
+            Learner(
+                s,
+                self.dataset.users[u].train,
+                self.dataset.users[u].validation,
+                (scenario.seed, task.round, u, phase.name),
+            )
             for u, s in zip(users, states, strict=True)
         ]
         moved, done = self.trainer.train(learners, lambda key: self.split.moves(key, phase, task.round), local)

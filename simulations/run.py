@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def users_csv(table: list[dict[str, Any]]) -> str:
 def timing(clock: dict[str, float], state: Checkpoint) -> dict[str, Any]:
     """Seconds by part, tokens, and tokens per second of training."""
     marks = list(clock.items())
-    seconds = {name: later - at for (name, at), (_, later) in zip(marks, marks[1:], strict=False) if name != "rounds"}
+    seconds = {name: later - at for (name, at), (_, later) in itertools.pairwise(marks) if name != "rounds"}
     for row in state.rows:
         for part, value in row["seconds"].items():
             seconds[part] = seconds.get(part, 0.0) + value

@@ -46,7 +46,7 @@ def per_user(x_NTI: Tensor, users: int) -> Tensor:
 
 
 def times(x_NTI: Tensor, w_KOI: Tensor) -> Tensor:
-    """x W^T with each user's own W, [N, T, O]; one plain product where K is 1 and all users have W in common."""
+    """X W^T with each user's own W, [N, T, O]; one plain product where K is 1 and all users have W in common."""
     w = w_KOI.to(x_NTI.dtype)
     if w.shape[0] == 1:
         return F.linear(x_NTI, w[0])
@@ -54,7 +54,7 @@ def times(x_NTI: Tensor, w_KOI: Tensor) -> Tensor:
 
 
 def add_times(y_NTO: Tensor, x_NTI: Tensor, w_KOI: Tensor) -> Tensor:
-    """y + x W^T with each user's own W, in one batched product, [N, T, O]."""
+    """Y + x W^T with each user's own W, in one batched product, [N, T, O]."""
     w = w_KOI.to(x_NTI.dtype)
     if w.shape[0] == 1:
         return y_NTO + F.linear(x_NTI, w[0])

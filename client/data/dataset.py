@@ -32,9 +32,7 @@ def load(data: Data, tokenizer: Any, seed: int) -> Dataset:
     splits = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
-    return Dataset(
-        {u: splits[u] for u in users}, {u: splits[u] for u in unseen}, task, labels, ids, source.unit, nobodys
-    )
+    return Dataset({u: splits[u] for u in users}, {u: splits[u] for u in unseen}, task, labels, ids, source.unit, nobodys)
 
 
 def _task(source: Source, data: Data) -> str:
@@ -50,9 +48,7 @@ def _labels(source: Source, data: Data, read: dict[str, list[Example]]) -> tuple
     return data.labels or source.labels or tuple(found)
 
 
-def _splits(
-    chosen: dict[str, list[Example]], data: Data, tokenizer: Any, task: str, labels: tuple[str, ...]
-) -> dict[str, Splits]:
+def _splits(chosen: dict[str, list[Example]], data: Data, tokenizer: Any, task: str, labels: tuple[str, ...]) -> dict[str, Splits]:
     ordered = {user: split.in_order(examples) for user, examples in chosen.items()}
     examples = [example for found in ordered.values() for example in found]
     pieces = iter(encode(examples, tokenizer, task, labels, data.max_tokens))  # all users in one batch

@@ -25,9 +25,7 @@ class Piece(NamedTuple):
     label: int
 
 
-def encode(
-    examples: Sequence[Example], tokenizer: Any, task: str, labels: Sequence[str], max_tokens: int
-) -> list[list[Piece]]:
+def encode(examples: Sequence[Example], tokenizer: Any, task: str, labels: Sequence[str], max_tokens: int) -> list[list[Piece]]:
     """Return for each example its pieces of at most ``max_tokens`` tokens.
 
     text
@@ -133,10 +131,7 @@ def _continuations(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]
     found = _tokens(tokenizer, [*texts, "a", *(f"a{text}" for text in texts)])
     before = found["a"]
     joint = {text: found[f"a{text}"] for text in texts if text[:1].isspace()}
-    return {
-        text: joint[text][len(before) :] if joint.get(text, [])[: len(before)] == before else found[text]
-        for text in texts
-    }
+    return {text: joint[text][len(before) :] if joint.get(text, [])[: len(before)] == before else found[text] for text in texts}
 
 
 def _tokens(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:

@@ -207,8 +207,7 @@ def _users(users: Users) -> str:
         lines.append(_line(cells + [_cell(users.values[name]["auc"][at], 3) for name in ranked]))
     shown = f"The first {USERS_SHOWN} of {len(users.names)} users" if len(users.names) > USERS_SHOWN else "All users"
     return (
-        f'<h2>Users</h2><p class="note">{shown}; nll per row.</p>'
-        f'<div class="users" tabindex="0">{_bare_table(head, lines)}</div>'
+        f'<h2>Users</h2><p class="note">{shown}; nll per row.</p><div class="users" tabindex="0">{_bare_table(head, lines)}</div>'
     )
 
 

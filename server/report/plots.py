@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from strategies import metrics
 from server.report import controls
 from server.report.files import Run, Users
 from server.report.summary import MAIN, paired
+from strategies import metrics
 
 HELPED, HARMED, EVEN = "#0072b2", "#d55e00", "#8c8c8c"
 _GRID = "rgba(128,128,128,0.22)"

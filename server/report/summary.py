@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from configs.scenario import scenario_hash
-from strategies import metrics
 from server.report.files import Run, Users, read, write_text
+from strategies import metrics
 
 MAIN = "shared_private"  # the row that every other is held against
 _SHARES = ("auc", "accuracy", "f1")  # higher is better; beside the nll where a task has them

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.errors import InputError
-from strategies import metrics
 from server.report import controls
 from server.report.files import Run, read, read_rounds, read_users
 from server.report.plots import unit
 from server.report.summary import MAIN, plain, summary_of
+from strategies import metrics
 
 _NONE = "-"
 

@@ -27,6 +27,4 @@ def fedavgm(momentum: float = 0.9, lr: float = 1.0) -> Aggregator:
         memory = {name: momentum * m + update.get(name, 0.0) for name, m in memory.items()}
         return memory, add(shared, memory, lr)
 
-    return Aggregator(
-        init, apply, lambda _: ("lora_A", "lora_B"), linear=True, stateful=True, paper="arXiv 1909.06335"
-    )
+    return Aggregator(init, apply, lambda _: ("lora_A", "lora_B"), linear=True, stateful=True, paper="arXiv 1909.06335")

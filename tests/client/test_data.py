@@ -62,9 +62,7 @@ def presidents(tokenizer: Any) -> Dataset:
 
 def table(path: Path, users: int = 30) -> Data:
     """Ten films rated by each of some users, in a file."""
-    rows = [
-        {"user": f"u{u}", "prompt": f"Film {i}. Liked:", "label": "NY"[i % 2]} for u in range(users) for i in range(10)
-    ]
+    rows = [{"user": f"u{u}", "prompt": f"Film {i}. Liked:", "label": "NY"[i % 2]} for u in range(users) for i in range(10)]
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Data(name="files", path=str(path / "rows.jsonl"), task="choice", users=6, unseen_users=3)
 
@@ -345,9 +343,7 @@ def test_only_the_latest_examples_are_kept(movielens: Dataset, tokenizer: Any) -
 
 def test_a_user_left_with_one_example_is_reported() -> None:
     examples = [Example("", "", time, str(time)) for time in range(10)]
-    with pytest.raises(
-        InputError, match=r"user 'u' has 1 example\(s\) .* raise data.min_examples or data.max_examples"
-    ):
+    with pytest.raises(InputError, match=r"user 'u' has 1 example\(s\) .* raise data.min_examples or data.max_examples"):
         split.split("u", examples, pieces(examples), Data(max_examples=1))
 
 
@@ -405,10 +401,7 @@ def test_an_answer_follows_its_prompt_and_ends(tokenizer: Any) -> None:
     piece = one("Capital of France?", "Paris", "answer", tokenizer)
     assert piece.ids.tolist() == [*tokenizer("Capital of France? Paris")["input_ids"], tokenizer.eos_token_id]
     assert tokenizer.decode(piece.ids[piece.start :]) == f" Paris{tokenizer.eos_token}"
-    assert (
-        one("France? ", "Paris", "answer", tokenizer).ids.tolist()
-        == one("France?", "Paris", "answer", tokenizer).ids.tolist()
-    )
+    assert one("France? ", "Paris", "answer", tokenizer).ids.tolist() == one("France?", "Paris", "answer", tokenizer).ids.tolist()
     after_newline = one("France?\n", "Paris", "answer", tokenizer)
     assert tokenizer.decode(after_newline.ids[after_newline.start :]) == f"Paris{tokenizer.eos_token}"
 

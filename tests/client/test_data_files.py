@@ -25,9 +25,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(embedded_path())
 
 
-def read(
-    path: Path, task: Any = "choice", fields: Fields = TIMED, labels: tuple[str, ...] = ()
-) -> dict[str, list[Example]]:
+def read(path: Path, task: Any = "choice", fields: Fields = TIMED, labels: tuple[str, ...] = ()) -> dict[str, list[Example]]:
     return SOURCES["files"].read(Data(name="files", path=str(path), task=task, fields=fields, labels=labels))
 
 

@@ -216,9 +216,7 @@ def test_headline_claims_only_what_the_interval_allows(ci95, expected):
 
 def test_headline_says_when_private_costs():
     gain = {"mean": 0.2, "ci95": [0.1, 0.3]}
-    assert "costs 0.2000 nats per token (95% interval 0.1000 to 0.3000)" in headline(
-        {"gains": {"shared": gain}}, "nats per token"
-    )
+    assert "costs 0.2000 nats per token (95% interval 0.1000 to 0.3000)" in headline({"gains": {"shared": gain}}, "nats per token")
 
 
 @pytest.mark.parametrize(("majority", "expected"), [(0.5, "majority"), (0.8, "user_bias"), (None, "user_bias")])
