@@ -1,6 +1,5 @@
 """The frozen base model and its tokenizer: a hub name, a local folder, or the embedded default."""
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def embedded_path() -> Path:
     try:
         _convert(scratch)
         try:
-            os.replace(scratch / "model", target)
+            (scratch / "model").replace(target)
         except OSError:  # another process was faster
             if not target.is_dir():
                 raise

@@ -181,7 +181,7 @@ def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Sce
     """
     tree = _read(source)
     for item in overrides:
-        key, sep, _ = item.partition("=")
+        sep = "=" in item
         if not sep:
             raise InputError(f"override '{item}' must be written key=value")
         _check_keys(OmegaConf.from_dotlist([item]), Scenario, "")

@@ -71,8 +71,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         "dropped": dict(tally.dropped),
         "bytes_up": tally.bytes_up,
         "bytes_down": nbytes(state.shared) * len(chosen),
-        "tokens": int(round(tally.metrics["tokens"])),
-        "steps": int(round(tally.metrics["steps"])),
+        "tokens": round(tally.metrics["tokens"]),
+        "steps": round(tally.metrics["steps"]),
         "train_loss": tally.metrics["loss"] / max(tally.metrics["examples"], 1.0),
         "update_norm": norm(subtract(shared, state.shared)),
     }

@@ -57,6 +57,4 @@ def _prompt(film: dict[str, str]) -> str:
     return TEMPLATE.format(film=f"{title}{year}" + (f". {', '.join(genres)}" if genres else ""))
 
 
-SOURCE = Source(
-    read, "choice", LABELS, "one rating", "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms", films
-)
+SOURCE = Source(read, "choice", LABELS, "one rating", "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms", films)

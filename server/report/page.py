@@ -206,9 +206,7 @@ def _users(users: Users) -> str:
         cells += [f"{users.test[at]:.0f}", *(_cell(users.values[name]["nll"][at], 4) for name in rows)]
         lines.append(_line(cells + [_cell(users.values[name]["auc"][at], 3) for name in ranked]))
     shown = f"The first {USERS_SHOWN} of {len(users.names)} users" if len(users.names) > USERS_SHOWN else "All users"
-    return (
-        f'<h2>Users</h2><p class="note">{shown}; nll per row.</p><div class="users" tabindex="0">{_bare_table(head, lines)}</div>'
-    )
+    return f'<h2>Users</h2><p class="note">{shown}; nll per row.</p><div class="users" tabindex="0">{_bare_table(head, lines)}</div>'
 
 
 def _numbers(row: dict[str, Any], shares: list[str]) -> list[str]:

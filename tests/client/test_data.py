@@ -283,9 +283,7 @@ def pieces(examples: Sequence[Example], each: int = 1) -> list[list[Piece]]:
     share=st.floats(0, 0.9),
     keep=st.integers(0, 30),
 )
-def test_no_split_leaks_later_examples_or_parts_of_a_unit(
-    units: list[tuple[int, int]], train: float, share: float, keep: int
-) -> None:
+def test_no_split_leaks_later_examples_or_parts_of_a_unit(units: list[tuple[int, int]], train: float, share: float, keep: int) -> None:
     data = Data(train=train, validation=share * (1 - train) * 0.99, max_examples=keep)
     examples = [Example("", "", time, str(at)) for at, (time, size) in enumerate(units) for _ in range(size)]
     ordered = split.in_order(examples)
