@@ -65,9 +65,10 @@ class _ChunkedHead(torch.autograd.Function):
     def forward(ctx: Any, hidden_MD: Tensor, target_M: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         losses, slopes = [], []
-        for z, target in zip(hidden_MD.detach().split(CHUNK), target_M.split(CHUNK), strict=True):
+        for rows, target in zip(hidden_MD.split(CHUNK), target_M.split(CHUNK), strict=True):
+            z = rows.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                loss = F.cross_entropy(head(z.requires_grad_(wanted)).float(), target, reduction="none")
+                loss = F.cross_entropy(head(z).float(), target, reduction="none")
             if wanted:
                 slopes.append(torch.autograd.grad(loss.sum(), z)[0])
             losses.append(loss.detach())
