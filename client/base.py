@@ -55,12 +55,12 @@ def load(config: Model, device: str = "auto") -> Base:
         raise unknown("model", str(path), [EMBEDDED]) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:
         raise InputError(f"model.name '{config.name}' could not be loaded: {str(error).splitlines()[0]}") from None
     model.requires_grad_(False)
     model.eval()
-    return Base(model.to(device=place), tokenizer, config.name)
+    return Base(model.to(place), tokenizer, config.name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -103,7 +103,8 @@ def _convert(scratch: Path) -> None:
     config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = LlamaForCausalLM(config).to(dtype=torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(scratch / "model")  # bfloat16 holds all that 4-bit weights say, up to its rounding
     tokenizer.save_pretrained(scratch / "model")

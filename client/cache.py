@@ -20,8 +20,8 @@ Entry = dict[str, Tensor]
 class ActivationCache:
     """Entries by key, in memory and, with a folder, on disk as well; together at most ``limit`` bytes each."""
 
-    def __init__(self, limit: int, folder: Path | None = None) -> None:
-        self.limit, self.folder, self.held = limit, folder, 0
+    def __init__(self, limit: int, folder: Path | None = None, device: str = "cpu") -> None:
+        self.limit, self.folder, self.device, self.held = limit, folder, device, 0
         self.entries: dict[bytes, Entry] = {}
         self.on_disk = 0
         if folder is not None:
@@ -33,7 +33,7 @@ class ActivationCache:
         found = self.entries.get(key)
         if found is None and self.folder is not None and (path := self._path(key)).exists():
             try:
-                found = load_file(path)
+                found = load_file(path, device=self.device)
             except (SafetensorError, OSError):  # half-written by a process that was killed: as if it were not there
                 return None
             self._hold(key, found)
@@ -50,7 +50,7 @@ class ActivationCache:
             self.on_disk += size
 
     def _hold(self, key: bytes, entry: Entry) -> None:
-        if self.held + _size(entry) <= self.limit:
+        if key not in self.entries and self.held + _size(entry) <= self.limit:
             self.held += _size(entry)
             self.entries[key] = entry
 
@@ -64,7 +64,8 @@ def open_cache(kind: str, limit_mb: int, base: nn.Module, what: str) -> Activati
     limit = 0 if kind == "none" else limit_mb * 2**20
     if kind != "disk":
         return ActivationCache(limit)
-    return ActivationCache(limit, wheels.cache_dir() / "activations" / f"{fingerprint(base)}-{what}")
+    device = str(next(base.parameters()).device)
+    return ActivationCache(limit, wheels.cache_dir() / "activations" / f"{fingerprint(base)}-{what}", device)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -187,10 +187,10 @@ class Tower:
         return [e for e in entries if e is not None]
 
     @torch.no_grad()
-    def _below(self, rows: Rows) -> list[Entry]:
+    def _below(self, rows: Rows, adapted: bool = False) -> list[Entry]:
         """Compute what is cached for each row: hidden states at the entry layer, and there keys and values if wanted."""
         recorder = _FixedKeys(self.entry if self.way == "keys" else -1)
-        bound, self.parts = self.parts, {}
+        bound, self.parts = self.parts, self.parts if adapted else {}
         self.seen = torch.empty(0)
         try:
             self.decoder(input_ids=rows.ids_NT, use_cache=False, past_key_values=recorder if self.way == "keys" else None)
@@ -245,10 +245,25 @@ class Tower:
             if index < self.entry:
                 layer.forward = self._skippable(original)
             elif recompute:
-                layer.forward = _checkpointed(original)
+                layer.forward = self._checkpointed(original)
 
     def _skippable(self, original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda hidden, *args, **kwargs: hidden if self.skipping else original(hidden, *args, **kwargs)
+
+    def _checkpointed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            parts = self.parts  # by the time of the backward pass others, or none, are bound
+
+            def compute(*args: Any, **kwargs: Any) -> Any:
+                bound, self.parts = self.parts, parts
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    self.parts = bound
+
+            return checkpoint(compute, *args, use_reentrant=False, **kwargs)
+
+        return forward
 
     # ------------------------------------------------------------------ which way in
     @torch.no_grad()
@@ -262,11 +277,9 @@ class Tower:
         self.way = "ids"
         plain = self(probe, blocks).hidden_MD
         for way in ("keys", "hidden"):
-            if way == "keys" and self.entry != len(self.base.layers) - 1:
-                continue
             self.way = way
             try:
-                same = torch.allclose(
+                same = (way == "hidden" or self._keys_stay(probe, blocks)) and torch.allclose(
                     self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3
                 )
             except (
@@ -280,6 +293,18 @@ class Tower:
                 return way
         return "ids"
 
+    def _keys_stay(self, probe: Sequence[Encoded], blocks: Blocks) -> bool:
+        """Whether only the top layer is adapted, it sees every position before, and no adapter changes its keys or values."""
+        config = self.base.model.config
+        window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        kinds = getattr(config, "layer_types", None) or [window] * len(self.base.layers)
+        if self.entry != len(self.base.layers) - 1 or kinds[self.entry] != "full_attention":
+            return False
+        rows = pad(probe).to(self.base.device)
+        with self._bound(blocks):
+            pairs = zip(self._below(rows), self._below(rows, adapted=True), strict=True)
+            return all(torch.equal(bare[n], adapted[n]) for bare, adapted in pairs for n in ("keys", "values"))
+
 
 def _probe(length: int) -> Encoded:
     return Encoded(torch.arange(3, 3 + length), length - 2, -1, 0)
@@ -287,7 +312,3 @@ def _probe(length: int) -> Encoded:
 
 def _loud(value: Tensor, noise: torch.Generator) -> Tensor:
     return (value + 0.1 * torch.randn(value.shape, generator=noise).to(value.device)).unsqueeze(0)
-
-
-def _checkpointed(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: checkpoint(original, *args, use_reentrant=False, **kwargs)

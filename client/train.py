@@ -76,7 +76,7 @@ class Trainer:
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
         optimizer = RowOptimizer(flat, local.optimizer, local.lr, local.weight_decay, local.max_norm)
-        best = _Best(flat) if local.early_stopping else None
+        best = _Best(flat, [len(x.validation) > 0 for x in cohort]) if local.early_stopping else None
         budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
         for epoch in range(local.epochs + 1):
             if best is not None:
@@ -112,14 +112,15 @@ class Trainer:
 class _Best:
     """Each user's numbers at the epoch that was best on their own validation split; without one, at the last."""
 
-    def __init__(self, flat: Flat) -> None:
+    def __init__(self, flat: Flat, judged: Sequence[bool]) -> None:
         self.flat, self.theta_KP = flat, flat.theta_KP.clone()
-        self.loss_K = torch.full((len(self.theta_KP),), torch.inf, device=self.theta_KP.device)
+        self.judged_K = torch.tensor(judged, device=self.theta_KP.device)
+        self.loss_K = torch.full((len(judged),), torch.inf, device=self.theta_KP.device)
 
     def keep(self, loss_K: Tensor) -> None:
-        better = (loss_K < self.loss_K) | loss_K.isnan()
+        better = (loss_K < self.loss_K) | ~self.judged_K  # a loss that is no number is never better
         self.theta_KP[better] = self.flat.theta_KP[better]
-        self.loss_K = torch.where(better, loss_K.nan_to_num(torch.inf), self.loss_K)
+        self.loss_K = torch.where(better, loss_K, self.loss_K)
 
 
 def together(states: Sequence[State]) -> State:

@@ -18,6 +18,7 @@ from strategies.base import Aggregator, Release, Runtime, Task
 from strategies.tree import State, generator, nbytes, norm, subtract
 
 Observer = Callable[[dict[str, Any]], None]
+VALIDATED = ("shared", "shared_private", "local_only")  # rows that are followed from round to round
 
 
 def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
@@ -55,7 +56,8 @@ def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
     if not scenario.users_per_round or scenario.users_per_round >= len(users) or number > scenario.rounds:
         return list(users)
     order = torch.randperm(len(users), generator=generator(scenario.seed, number, "sample"))
-    return sorted(users[i] for i in order[: scenario.users_per_round].tolist())
+    picked: list[int] = order[: scenario.users_per_round].tolist()
+    return sorted(users[i] for i in picked)
 
 
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
@@ -78,7 +80,7 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
     }
     if scenario.evaluate_every and task.round % scenario.evaluate_every == 0:
         after = Task(task.round + 1, shared)
-        row["validation"] = averages(runtime.evaluate(after, "validation", ("shared", "shared_private", "local_only")))
+        row["validation"] = averages(runtime.evaluate(after, "validation", VALIDATED))
         clock.lap("evaluate")
     row["seconds"] = clock.seconds
     return Checkpoint(task.round, shared, memory, [*state.rows, row])

@@ -93,6 +93,26 @@ def fetch() -> None:
     console.print(f"model: {base.embedded_path()}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def bench(
+    only: Annotated[str, typer.Option(help="Run one benchmark by name.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds; shows that it works, not how fast.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show the costliest operators of a fused step instead.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench.json"),
+) -> None:
+    """Measure speed against plain PEFT and against Flower's Ray simulation; both sides must compute the same."""
+    from simulations.bench import suite
+
+    if profile:
+        console.print(suite.operators(only, quick), highlight=False, soft_wrap=True)
+        return
+    busy = os.getloadavg()[0]
+    found = suite.run(only, quick)
+    suite.write(found, out)
+    console.print(suite.table(found, quick, busy))
+    console.print(f"figures: {out}", highlight=False, soft_wrap=True)
+
+
 def _run(scenario: Scenario, folder: Path) -> None:
     from server.report import tables
     from server.report.summary import summarize

@@ -1,9 +1,5 @@
 """One scenario from start to report, in this process."""
 
-import csv
-import io
-import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +12,13 @@ from client.data.types import Dataset
 from client.node import Node
 from client.private import PrivateStore
 from configs.scenario import Scenario
-from server import checkpoint, rounds
+from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
-from server.report import write
+from server.finish import finish
+from server.finish import users_csv as users_csv
 from simulations import retrained
 from simulations.fused import FusedRuntime
 from strategies.base import Task
-from strategies.files import write_text
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,7 @@ def run(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row
     for name, extra in retrained.rows(scenario, world, folder, observe):
         merge(table, name, extra)
     clock["end"] = time.perf_counter()
-    write_text(folder / "users.csv", users_csv(table))
-    write_text(folder / "timing.json", json.dumps(timing(clock, state)))
-    return write.write(folder)
+    return finish(folder, table, clock, state)
 
 
 def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
@@ -62,7 +56,8 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
         node.warm()
         last = checkpoint.latest(folder)
         store.forget_after(last.round if last else 0)
-        state = rounds.run(scenario, FusedRuntime(node), node.split.aggregator, node.split.shared_start(), folder, observe)
+        aggregator = aggregation.build(scenario)
+        state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
     finally:
         node.close()
@@ -76,24 +71,3 @@ def merge(table: list[dict[str, Any]], control: str, rows: list[dict[str, Any]])
         fresh = {k: v for k, v in extra.items() if k.startswith(f"{control}.")}
         if fresh:
             row |= fresh
-
-
-def users_csv(table: list[dict[str, Any]]) -> str:
-    """The users' table as CSV; an undefined number is an empty cell."""
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
-def timing(clock: dict[str, float], state: Checkpoint) -> dict[str, Any]:
-    """Seconds by part, tokens, and tokens per second of training."""
-    marks = list(clock.items())
-    seconds = {name: later - at for (name, at), (_, later) in itertools.pairwise(marks) if name != "rounds"}
-    for row in state.rows:
-        for part, value in row["seconds"].items():
-            seconds[part] = seconds.get(part, 0.0) + value
-    tokens = sum(row["tokens"] for row in state.rows)
-    return {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / max(seconds.get("train", 0.0), 1e-9)}

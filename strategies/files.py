@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from strategies.tree import State
@@ -20,13 +21,20 @@ def write_state(path: Path, state: State) -> None:
     """Replace a safetensors file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, scratch)
+    save_file(
+        {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in state.items()}, scratch
+    )  # none shares memory
     _settle(scratch, path)
 
 
 def read_state(path: Path) -> State:
     """Read a safetensors file onto the CPU."""
     return load_file(path)
+
+
+def home() -> Path:
+    """Where runs and nodes keep what must outlive them: ``$HOMING_HOME``, else ``~/.local/share/homing``."""
+    return Path(os.environ.get("HOMING_HOME") or Path.home() / ".local" / "share" / "homing")
 
 
 def _settle(scratch: Path, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The registry of aggregators: one file and one line each."""
 
 from collections.abc import Callable
+from typing import Any
 
 from configs.errors import InputError, unknown
 from strategies.aggregators.fedavgm import fedavgm
@@ -15,11 +16,25 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
 }
 
 
+FLOWER = "flower."  # "flower.FedYogi": one of Flower's own strategies, which the server runs
+
+
 def build(name: str, options: dict[str, float]) -> Aggregator:
     """Look an aggregator up by name and give it its options. Raises `InputError` for an unknown name or option."""
+    if name.startswith(FLOWER):
+        return of_flower(_not_here, _not_here)
     if name not in AGGREGATORS:
         raise unknown("aggregator", name, AGGREGATORS)
     try:
         return AGGREGATORS[name](**options)
     except TypeError as error:
         raise InputError(f"aggregator_options of '{name}': {str(error).partition('()')[2].strip()}") from None
+
+
+def of_flower(init: Callable[..., Any], apply: Callable[..., Any]) -> Aggregator:
+    """Describe a strategy of Flower's: both factors, every user's own tensors. `server.aggregation` knows how to run it."""
+    return Aggregator(init, apply, lambda _: ("lora_A", "lora_B"), linear=False, individual=True, stateful=True, paper="flwr")
+
+
+def _not_here(*_: object) -> Any:
+    raise RuntimeError("a strategy of Flower's is run by server.aggregation.build, not by this description of it")

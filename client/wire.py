@@ -1,0 +1,182 @@
+"""What travels over Flower, in both directions, and nothing else: orders to a node, releases and rows back.
+
+=============  ==============  =============================================================================
+record         direction       holds
+=============  ==============  =============================================================================
+``order``      to the node     round, turns, epochs, run, users to train; part and controls to evaluate
+``shared``     to the node     the shared adapter, float32
+``kept``       to the server   the users that a node keeps, and of how many nodes it is one
+``update.N``   to the server   the N-th release's tensors, float32
+``release.N``  to the server   its weight, its number of users and the sums in `METRICS`
+``who.N``      to the server   evaluation: the users of a table whose rows have equal columns
+``scores.N``   to the server   its columns; NaN stands for a number that is undefined
+=============  ==============  =============================================================================
+
+Reading is as strict as writing: a record or a key that is not in this table makes the whole message a `WireError`.
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from configs.scenario import Scenario, load
+from strategies.base import Release, Task
+from strategies.tree import State
+
+METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users; no other number of a release leaves a node
+WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
+ORDER = {"round", "turns", "epochs", "run", "users", "part", "controls"}
+
+
+class WireError(ValueError):
+    """A message that is not one of ours."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a server asks of one node."""
+
+    task: Task
+    run: str  # which run it belongs to: names the folder of the node's private adapters
+    users: tuple[str, ...] = ()  # of this node, to be trained
+    part: str = ""  # evaluate this split: "validation" or "test"
+    controls: tuple[str, ...] = ()  # and these rows
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a node says about itself."""
+
+    users: tuple[str, ...]
+    partitions: int = 0  # of how many nodes it is one, where it knows that
+
+
+def scenario_of(run_config: Mapping[str, Any]) -> Scenario:
+    """The scenario of a run: ``scenario`` is a name in `configs/` or a YAML file, ``overrides`` are key=value by blanks."""
+    return load(str(run_config["scenario"]), shlex.split(str(run_config.get("overrides", ""))))
+
+
+# ---------------------------------------------------------------------- to the node
+def encode_state(state: State) -> ArrayRecord:
+    """Tensors as float32; order and names stay."""
+    return ArrayRecord({name: value.detach().float().cpu() for name, value in state.items()})
+
+
+def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
+    """Write an order. ``shared`` is ``order.task.shared``, encoded once for all nodes of a round."""
+    task = order.task
+    said = ConfigRecord({
+        "round": task.round,
+        "turns": list(task.turns),
+        "epochs": -1 if task.epochs is None else task.epochs,  # Flower has no None
+        "run": order.run,
+        "users": list(order.users),
+        "part": order.part,
+        "controls": list(order.controls),
+    })  # fmt: skip
+    return RecordDict({"order": said, "shared": shared})
+
+
+def decode_order(content: RecordDict) -> Order:
+    """Read an order."""
+    _expect(content, {"order", "shared"})
+    said: Any = _record(content, "order", ConfigRecord)
+    _expect(said, ORDER)
+    epochs = None if said["epochs"] < 0 else said["epochs"]
+    shared = _state(_record(content, "shared", ArrayRecord))
+    task = Task(said["round"], shared, tuple(said["turns"]), epochs)
+    return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
+
+
+# ---------------------------------------------------------------------- to the server
+def encode_kept(kept: Kept) -> RecordDict:
+    """Write which users a node keeps."""
+    return RecordDict({"kept": ConfigRecord({"users": list(kept.users), "partitions": kept.partitions})})
+
+
+def decode_kept(content: RecordDict) -> Kept:
+    """Read which users a node keeps."""
+    _expect(content, {"kept"})
+    said: Any = _record(content, "kept", ConfigRecord)
+    _expect(said, {"users", "partitions"})
+    return Kept(tuple(said["users"]), said["partitions"])
+
+
+def encode_releases(releases: Iterable[Release]) -> RecordDict:
+    """Write releases, or a node's one sum of them. Metrics other than `METRICS` stay home."""
+    content = RecordDict()
+    for index, release in enumerate(releases):
+        sums = {name: float(release.metrics[name]) for name in METRICS if name in release.metrics}
+        content[f"update.{index}"] = encode_state(release.update)
+        content[f"release.{index}"] = MetricRecord({"weight": float(release.weight), "users": release.users, **sums})
+    return content
+
+
+def decode_releases(content: RecordDict) -> list[Release]:
+    """Read releases. Raises `WireError` for anything that does not belong into one, numbers that are none included."""
+    count = len(content) // 2
+    _expect(content, {f"{kind}.{i}" for kind in ("update", "release") for i in range(count)})
+    return [_release(content, index) for index in range(count)]
+
+
+def encode_rows(rows: Iterable[dict[str, Any]]) -> RecordDict:
+    """Write the rows of an evaluation as columns, rows that have the same columns together."""
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault(tuple(row), []).append(row)
+    content = RecordDict()
+    for index, (columns, table) in enumerate(tables.items()):
+        scores = {c: [math.nan if r[c] is None else float(r[c]) for r in table] for c in columns if c not in WHO}
+        content[f"who.{index}"] = ConfigRecord({name: [kind(r[name]) for r in table] for name, kind in WHO.items()})
+        content[f"scores.{index}"] = MetricRecord(scores)  # type: ignore[arg-type]
+    return content
+
+
+def decode_rows(content: RecordDict) -> list[dict[str, Any]]:
+    """Read the rows of an evaluation."""
+    count = len(content) // 2
+    _expect(content, {f"{kind}.{i}" for kind in ("who", "scores") for i in range(count)})
+    return [row for index in range(count) for row in _table(content, index)]
+
+
+def _release(content: RecordDict, index: int) -> Release:
+    numbers: Any = dict(_record(content, f"release.{index}", MetricRecord))
+    if not {"weight", "users"} <= numbers.keys() <= {"weight", "users", *METRICS}:
+        raise WireError(f"a release says {sorted(numbers)}")
+    if any(isinstance(v, list) or not math.isfinite(v) for v in numbers.values()):
+        raise WireError("a number of a release is none")
+    users, weight = numbers.pop("users"), numbers.pop("weight")
+    if not isinstance(users, int) or users < 1:
+        raise WireError(f"a release of {users} users")
+    return Release(_state(_record(content, f"update.{index}", ArrayRecord)), float(weight), users, numbers)
+
+
+def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
+    who: Any = _record(content, f"who.{index}", ConfigRecord)
+    scores: Any = _record(content, f"scores.{index}", MetricRecord)
+    _expect(who, WHO)
+    height = len(who["user"])
+    if not all(isinstance(v, list) and len(v) == height for v in (*who.values(), *scores.values())):
+        raise WireError("the columns of an evaluation have different lengths")
+    heads = [{name: who[name][i] for name in WHO} for i in range(height)]
+    return [h | {c: None if math.isnan(v[i]) else v[i] for c, v in scores.items()} for i, h in enumerate(heads)]
+
+
+def _state(record: ArrayRecord) -> State:
+    return dict(record.to_torch_state_dict())
+
+
+def _record(content: RecordDict, name: str, kind: Callable[..., Any]) -> Any:
+    found = content[name]
+    if type(found) is not kind:
+        raise WireError(f"'{name}' is a {type(found).__name__}")
+    return found
+
+
+def _expect(found: Mapping[str, Any], names: Iterable[str]) -> None:
+    if (said := set(found)) != set(names):
+        raise WireError(f"a message holds {sorted(said)}, not {sorted(names)}")

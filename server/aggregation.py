@@ -1,0 +1,14 @@
+"""From a scenario to the aggregator that the server runs: one of ours, or a strategy of Flower's."""
+
+from configs.scenario import Scenario
+from strategies import aggregators
+from strategies.base import Aggregator
+
+
+def build(scenario: Scenario) -> Aggregator:
+    """Look up the scenario's aggregator. Raises `InputError` for an unknown name or option."""
+    if scenario.aggregator.startswith(aggregators.FLOWER):
+        from server.flower_strategy import aggregator  # a run that needs nothing of Flower's does not wait for its import
+
+        return aggregator(scenario.aggregator.removeprefix(aggregators.FLOWER), scenario.aggregator_options)
+    return aggregators.build(scenario.aggregator, scenario.aggregator_options)

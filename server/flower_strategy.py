@@ -1,0 +1,252 @@
+"""The two bridges to Flower's strategies.
+
+`aggregator` runs one of theirs as one of our aggregators: ``aggregator: flower.FedYogi`` in a scenario names a class of
+`flwr.serverapp.strategy`, ``flower.pkg.module.Class`` any other. `HomingStrategy` shows a scenario of ours to Flower as a strategy.
+"""
+
+import importlib
+import inspect
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid, strategy
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.task_identity import TaskIdentity
+
+from client import wire
+from configs.errors import InputError, unknown
+from configs.scenario import Scenario
+from server import aggregation, rounds
+from server.admission import admitted
+from server.grid import GridRuntime, among, orders, questions, releases, rows
+from strategies.aggregators import of_flower
+from strategies.base import Aggregator, Release, Task
+from strategies.tree import State, add, norm, subtract
+
+REFUSED = {
+    "FedProx": "its proximal term would be the nodes' work, and they do not know it: use flower.FedAvg or fedit",
+    "FedXgbBagging": "it aggregates trees",
+    "FedXgbCyclic": "it aggregates trees",
+}
+OURS = {"min_train_nodes": 1, "min_available_nodes": 1, "min_evaluate_nodes": 1}  # sampling is the scenario's
+THEIRS = ("fraction_train", "fraction_evaluate", *OURS)
+log = logging.getLogger("flwr.homing")
+
+
+# ---------------------------------------------------------------------- theirs as one of ours
+def aggregator(name: str, options: Mapping[str, float]) -> Aggregator:
+    """Turn a strategy of Flower's into a pure pair.
+
+    For each round a new object of theirs gets back what its predecessor kept between rounds: arrays, lists and dictionaries
+    of arrays, and numbers, which are the aggregator's memory and so are checkpointed. Their round number counts the rounds
+    that had a release. A user's weight is ``num-examples``, their mean loss ``train_loss``. Results are float32 again,
+    whatever the strategy made of them. Raises `InputError` for an unknown name or option.
+    """
+    make = _maker(name, dict(options))
+    make()  # wrong options are told now, not after the first round
+
+    def apply(memory: State, shared: State, found: Iterable[Release]) -> tuple[State, State]:
+        individual = [release for release in found if release.update]
+        if not individual:
+            return memory, shared
+        theirs, number = make(), int(memory.get("round", torch.tensor(0))) + 1
+        born = _kept(theirs)
+        _restore(theirs, memory)
+        names = individual[0].update.keys()
+        before = {n: v for n, v in shared.items() if n in names}
+        with _task(), _undrawn():
+            theirs.configure_train(number, wire.encode_state(before), ConfigRecord(), cast(Grid, _Nodes(len(individual))))
+            arrays, _ = theirs.aggregate_train(number, [_reply(i, r, before) for i, r in enumerate(individual, 1)])
+        after = {n: v.float() for n, v in arrays.to_torch_state_dict().items()} if arrays is not None else {}
+        changed = {n: v for n, v in _kept(theirs).items() if n not in born or not np.array_equal(v, born[n])}
+        return {"round": torch.tensor(number), **changed}, {**shared, **after}
+
+    return of_flower(lambda _shared: {}, apply)
+
+
+def _maker(name: str, options: dict[str, Any]) -> Callable[[], Strategy]:
+    """A constructor without arguments."""
+    kind = _class(name)
+    known = {k: p for k, p in inspect.signature(kind).parameters.items() if k not in THEIRS}
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of flower.{name}", key, known)
+    whole = {k: int(v) for k, v in options.items() if known[k].annotation in (int, "int") and float(v).is_integer()}
+    fixed = {k: v for k, v in OURS.items() if k in inspect.signature(kind).parameters}
+
+    def make() -> Strategy:
+        try:
+            return kind(**fixed, **options | whole)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"aggregator_options of 'flower.{name}': {str(error).partition('()')[2].strip() or error}") from None
+
+    return make
+
+
+def _class(name: str) -> Callable[..., Strategy]:
+    module, dot, kind = name.rpartition(".")
+    if name in REFUSED:
+        raise InputError(f"aggregator 'flower.{name}' cannot be used: {REFUSED[name]}")
+    try:
+        found = getattr(importlib.import_module(module) if dot else strategy, kind, None)
+    except ImportError as error:
+        raise InputError(f"aggregator 'flower.{name}': {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise unknown("aggregator", f"flower.{name}", (f"flower.{n}" for n in strategy.__all__ if n not in REFUSED))
+    return found
+
+
+def _kept(theirs: Strategy) -> State:
+    """What a strategy keeps between rounds. ``current_arrays`` is the round's own: ``configure_train`` sets it."""
+    found: dict[str, Any] = {}
+    for name, value in vars(theirs).items():
+        if name == "current_arrays" or isinstance(value, bool):
+            continue
+        if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+            found |= {f"{name}/{key}": v for key, v in value.items()}
+        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+            found |= {f"{name}[/{index:06d}": v for index, v in enumerate(value)}
+        elif isinstance(value, np.ndarray | int | float | np.number):
+            found[name] = np.asarray(value)
+    return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+
+
+def _restore(theirs: Strategy, memory: State) -> None:
+    collected: dict[str, dict[str, Any]] = {}
+    for name, value in memory.items():
+        head, slash, key = name.partition("/")
+        if slash:
+            collected.setdefault(head, {})[key] = value.numpy().copy()
+        elif name != "round":
+            setattr(theirs, name, value.item() if value.ndim == 0 else value.numpy().copy())
+    for head, values in collected.items():
+        whole = [values[key] for key in sorted(values)] if head.endswith("[") else values
+        setattr(theirs, head.removesuffix("["), whole)
+
+
+def _reply(node: int, release: Release, shared: State) -> Message:
+    """A user's release as a node of Flower's would send it: trained tensors, a weight, a loss."""
+    trained = wire.encode_state(add(shared, release.update, 1 / release.weight))
+    loss = release.metrics.get("loss", 0.0) / max(release.metrics.get("examples", 0.0), 1.0)
+    content = RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": release.weight, "train_loss": loss})})
+    return Message(content, reply_to=Message(RecordDict(), node, MessageType.TRAIN))
+
+
+class _Nodes:
+    """As much of a grid as ``configure_train`` looks at."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(1, self.count + 1))
+
+
+@contextmanager
+def _task() -> Iterator[None]:
+    """Flower makes messages only inside a task of its own; elsewhere, be one for a moment."""
+    names = ("_task_id", "_run_id", "_node_id")
+    before = {name: getattr(TaskIdentity, name) for name in names}
+    try:
+        for name in names:
+            if before[name] is None:
+                setattr(TaskIdentity, name, 1)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+@contextmanager
+def _undrawn() -> Iterator[None]:
+    """Flower samples from Python's global generator; leave that as it was."""
+    before = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+# ---------------------------------------------------------------------- ours as one of theirs
+class HomingStrategy(Strategy):
+    """A scenario as a strategy of Flower's: ``HomingStrategy(scenario).start(grid, initial_arrays, num_rounds)``.
+
+    The nodes run `client.app`. ``initial_arrays`` is ``ArrayRecord(client.node.split(scenario, base).shared_start())``, and
+    ``num_rounds`` is `server.rounds.last_round`. The rounds are those of `server.rounds.run`: same users, same numbers. What
+    that loop has and ``start`` has not: checkpoints, resuming, the report.
+    """
+
+    def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
+        self.scenario, self.nodes = scenario, nodes
+        self.aggregator = aggregation.build(scenario)
+        self.runtime: GridRuntime | None = None
+        self.users: list[str] = []
+        self.shared: State = {}
+        self.memory: State | None = None
+        self.asked: dict[int, list[str]] = {}
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Order this round's users to be trained."""
+        if config:
+            raise InputError("train_config has no part in a run of Homing: say it in the scenario")
+        runtime = self._runtime(grid)
+        if server_round == 1:
+            self.memory = None
+        self.shared = dict(arrays.to_torch_state_dict())
+        task = rounds.plan(self.scenario, self.shared, server_round)
+        self.asked = among(runtime.homes(), rounds.sample(self.scenario, self.users, server_round))
+        return orders(self.asked, task, runtime.run)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:  # noqa: ARG002
+        """Check the releases and let the scenario's aggregator make the next shared adapter of them."""
+        assert self.runtime is not None
+        dropped: Counter[str] = Counter()
+        sums: Counter[str] = Counter()
+
+        def counted(found: Iterable[Release]) -> Iterator[Release]:
+            for release in found:
+                sums.update({"users": release.users, **release.metrics})  # type: ignore[dict-item]
+                yield release
+
+        memory = self.aggregator.init(self.shared) if self.memory is None else self.memory
+        found = admitted(releases(self.asked, replies, self.runtime.failed), self.shared, self.scenario.max_release_norm, dropped)
+        self.memory, shared = self.aggregator.apply(memory, self.shared, counted(found))
+        said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared)),
+                "train_loss": sums["loss"] / max(sums["examples"], 1.0)}  # fmt: skip
+        return wire.encode_state(shared), MetricRecord({name: float(value) for name, value in said.items()})
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Ask for the validation split in the rounds in which the scenario evaluates."""
+        if config:
+            raise InputError("evaluate_config has no part in a run of Homing: say it in the scenario")
+        every, runtime = self.scenario.evaluate_every, self._runtime(grid)
+        if not every or server_round % every:
+            return []
+        after = Task(server_round + 1, dict(arrays.to_torch_state_dict()))
+        return questions(runtime.homes(), after, runtime.run, "validation", rounds.VALIDATED)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
+        """Means over users, as ``<row>.<metric>``."""
+        assert self.runtime is not None
+        found = list(replies)
+        if not found:
+            return None
+        means = rounds.averages(rows(self.runtime.homes(), found, self.runtime.failed))
+        return MetricRecord({f"{row}.{metric}": value for row, columns in means.items() for metric, value in columns.items()})
+
+    def summary(self) -> None:
+        """Log what is run."""
+        log.info("\t└──> Homing: %s, scheme %s, aggregator %s", self.scenario.name, self.scenario.scheme, self.scenario.aggregator)
+
+    def _runtime(self, grid: Grid) -> GridRuntime:
+        if self.runtime is None or self.runtime.grid is not grid:
+            self.runtime = GridRuntime(grid, str(grid.run.run_id), self.nodes)
+            self.users = list(self.runtime.users())
+        return self.runtime

@@ -1,0 +1,163 @@
+"""GridRuntime: the nodes of a Flower federation behind the same `Runtime` that the round loop sees in one process.
+
+A round is one message to each node that keeps some of its users. Answers are taken in the order of the nodes' first users, so
+that the same federation adds up in the same order whatever ids Flower has drawn and whoever answers first.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from client import wire
+from client.wire import Order
+from configs.errors import InputError
+from strategies.base import Release, Task
+
+T = TypeVar("T")
+Homes = Mapping[int, Sequence[str]]  # node -> the users that it keeps; in the order in which answers are taken
+log = logging.getLogger("flwr.homing")  # a child of Flower's logger: shows wherever Flower's own lines do
+POLL = 0.5  # seconds between looks for nodes
+
+
+class GridRuntime:
+    """A `Runtime` over a Flower grid.
+
+    ``run`` names the folder of private adapters on the nodes. ``nodes``: how many must be there before the first round (0:
+    as many as a node's partition says that there are, else those that are there).
+    """
+
+    def __init__(self, grid: Grid, run: str = "", nodes: int = 0, patience: float = 300.0, timeout: float = 3600.0) -> None:
+        self.grid, self.run, self.nodes = grid, run, nodes
+        self.patience = patience  # seconds to wait for nodes
+        self.timeout = timeout  # seconds to wait for a round's answers
+        self.failed: Counter[str] = Counter()  # answers that were none, by reason
+        self._homes: Homes = {}
+
+    def homes(self) -> Homes:
+        """Which node keeps which users. Waits for the nodes the first time."""
+        if not self._homes:
+            self._homes = meet(self.grid, self.nodes, self.patience, self.timeout)
+        return self._homes
+
+    def users(self) -> Sequence[str]:
+        """All users of all nodes, sorted."""
+        return sorted(user for kept in self.homes().values() for user in kept)
+
+    def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        """Train the users where they are and yield what the nodes release. A node that fails is counted and left out."""
+        asked = among(self.homes(), users)
+        replies = self.grid.send_and_receive(orders(asked, task, self.run), timeout=self.timeout)
+        yield from releases(asked, replies, self.failed)
+
+    def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of all users in the order of their names, unseen ones last."""
+        messages = questions(self.homes(), task, self.run, part, wanted)
+        return rows(self.homes(), self.grid.send_and_receive(messages, timeout=self.timeout), self.failed)
+
+
+def meet(grid: Grid, nodes: int, patience: float, timeout: float) -> Homes:
+    """Ask every node for its users as it appears, until all are there.
+
+    Flower's simulation registers nodes while the server is already running, so the first look may see only some of them.
+    Raises `InputError` when too few come in time, when none can take part, or when two keep the same user.
+    """
+    kept: dict[int, wire.Kept] = {}
+    seen: set[int] = set()
+    failed: Counter[str] = Counter()
+    until = time.monotonic() + patience
+    while True:
+        fresh = [node for node in grid.get_node_ids() if node not in seen]
+        seen |= set(fresh)
+        messages = [Message(RecordDict(), node, MessageType.QUERY) for node in fresh]
+        replies = grid.send_and_receive(messages, timeout=timeout) if fresh else ()
+        kept |= decoded(fresh, replies, wire.decode_kept, failed)
+        partitions = max((k.partitions for k in kept.values()), default=0)
+        wanted = max(1, nodes, partitions)
+        if len(seen) >= wanted and (not fresh or partitions):
+            break
+        if time.monotonic() > until:
+            raise InputError(f"waited {patience:g} s for {wanted} nodes, and {len(seen)} came")
+        time.sleep(POLL)
+    if not kept:
+        raise InputError(f"no node can take part: {next(iter(failed))}")
+    return _settled(kept)
+
+
+def _settled(kept: Mapping[int, wire.Kept]) -> Homes:
+    owner: dict[str, int] = {}
+    for node, said in kept.items():
+        for user in said.users:
+            if user in owner:
+                raise InputError(f"user '{user}' is kept by two nodes, {owner[user]} and {node}: users need names of their own")
+            owner[user] = node
+    if not owner:
+        raise InputError(f"none of the {len(kept)} nodes keeps a user")
+    order = sorted(kept, key=lambda node: (not kept[node].users, min(kept[node].users, default=""), node))
+    return {node: kept[node].users for node in order}
+
+
+def among(homes: Homes, users: Iterable[str]) -> dict[int, list[str]]:
+    """The nodes that keep some of these users, and which."""
+    wanted = set(users)
+    found = {node: [user for user in kept if user in wanted] for node, kept in homes.items()}
+    return {node: some for node, some in found.items() if some}
+
+
+def orders(asked: Homes, task: Task, run: str) -> list[Message]:
+    """One message to each node: train these users. All carry the same encoded adapter."""
+    shared = wire.encode_state(task.shared)
+    return [
+        Message(wire.encode_order(Order(task, run, tuple(users)), shared), node, MessageType.TRAIN, group_id=str(task.round))
+        for node, users in asked.items()
+    ]
+
+
+def questions(homes: Homes, task: Task, run: str, part: str, wanted: Sequence[str]) -> list[Message]:
+    """One message to each node: score this split of your users, with these rows."""
+    content = wire.encode_order(Order(task, run, (), part, tuple(wanted)), wire.encode_state(task.shared))
+    return [Message(content, node, MessageType.EVALUATE, group_id=str(task.round)) for node in homes]
+
+
+def releases(asked: Homes, replies: Iterable[Message], failed: Counter[str]) -> Iterator[Release]:
+    """Read the answers of a round. One that cannot be read, or speaks for more users than it was asked for, is left out."""
+    for node, found in decoded(list(asked), replies, wire.decode_releases, failed).items():
+        users = sum(release.users for release in found)
+        if users > len(asked[node]):
+            _leave_out(node, f"speaks for {users} users and was asked for {len(asked[node])}", failed)
+            continue
+        if users < len(asked[node]):
+            log.warning("node %d: releases of %d of %d users", node, users, len(asked[node]))
+        yield from found
+
+
+def rows(homes: Homes, replies: Iterable[Message], failed: Counter[str]) -> list[dict[str, Any]]:
+    """Read the rows of an evaluation, in the order of users."""
+    found = [row for some in decoded(list(homes), replies, wire.decode_rows, failed).values() for row in some]
+    return sorted(found, key=lambda row: (not row["seen"], row["user"]))
+
+
+def decoded(nodes: Sequence[int], replies: Iterable[Message], decode: Callable[[RecordDict], T], failed: Counter[str]) -> dict[int, T]:
+    """What came back, in the order of ``nodes``; errors, silence and what cannot be read are counted in ``failed`` and logged."""
+    answers = {reply.metadata.src_node_id: reply for reply in replies}
+    found: dict[int, T] = {}
+    for node in nodes:
+        if node not in answers:
+            _leave_out(node, "no answer in time", failed)
+        elif answers[node].has_error():
+            _leave_out(node, answers[node].error.reason or "an error", failed)
+        else:
+            try:
+                found[node] = decode(answers[node].content)
+            except Exception as error:  # whatever a node sends must not end the run
+                _leave_out(node, f"unreadable: {error}", failed)
+    return found
+
+
+def _leave_out(node: int, reason: str, failed: Counter[str]) -> None:
+    failed[reason] += 1
+    log.warning("node %d is left out: %s", node, reason)

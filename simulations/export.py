@@ -1,0 +1,72 @@
+"""One user's model out of a run, in PEFT's format."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+from client import base as bases
+from client import data
+from client.adapters.fisher import fitted
+from client.adapters.layout import Layout
+from client.node import Split, split
+from client.peft_io import save_user
+from client.private import PrivateStore
+from client.tower import Tower
+from configs.errors import InputError, nearest
+from configs.scenario import Scenario, load
+from server import checkpoint
+from strategies.tree import State
+
+
+def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None) -> str:
+    """Write the model that a user has after a run's last round to ``out`` and return a text that says how to load it.
+
+    A user who was kept out of training gets the shared adapter alone, as the report scores them. Raises `InputError`.
+    """
+    if not (folder / "scenario.yaml").is_file():
+        raise InputError(f"{folder} holds no run: there is no scenario.yaml in it")
+    scenario, last = load(folder / "scenario.yaml"), checkpoint.latest(folder)
+    if last is None:
+        raise InputError(f"{folder} has no finished round yet")
+    listed = users(folder)
+    if listed is not None:
+        _check(user, listed, folder)
+    base = base or bases.load(scenario.model, "cpu")
+    if listed is None:
+        found = data.load(scenario.data, base.tokenizer, scenario.seed)
+        listed = dict.fromkeys(found.users, True) | dict.fromkeys(found.unseen, False)
+        _check(user, listed, folder)
+    parts = split(scenario, base)
+    own = PrivateStore(folder / "private").load(user, last.round + 1) or {}
+    state: State = {**parts.start(), **{f"shared/{n}": v for n, v in last.shared.items()}, **own}
+    layouts = tuple(x for x in parts.layouts if listed[user] or x.block == "shared")
+    if not layouts:
+        raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
+    return save_user(base, _fitted(scenario, base, parts, layouts), state, out, f"The model of user {user}")
+
+
+def users(folder: Path) -> dict[str, bool] | None:
+    """The users of a finished run, and whether each took part in training; None while there is no users.csv."""
+    path = folder / "users.csv"
+    if not path.is_file():
+        return None
+    with path.open(newline="") as file:
+        return {row["user"]: row["seen"] == "True" for row in csv.DictReader(file)}
+
+
+def _check(user: str, listed: dict[str, bool], folder: Path) -> None:
+    if user not in listed:
+        close = nearest(user, listed)
+        raise InputError(f"{folder} has no user '{user}'{close if 'did you mean' in close else ''}")
+
+
+def _fitted(scenario: Scenario, base: bases.Base, parts: Split, layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """Fit factors to the public texts again, where they were; nothing else of the data is needed."""
+    if not any(x.config.kind == "core" and x.config.factors == "fisher" for x in layouts):
+        return layouts
+    found = data.load(scenario.data, base.tokenizer, scenario.seed)
+    tower = Tower(base, parts.layouts, replace(scenario.engine, cache="none"))
+    try:
+        return tuple(fitted(x, tower, found.public, found.label_ids) for x in layouts)
+    finally:
+        tower.close()

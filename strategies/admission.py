@@ -1,0 +1,28 @@
+"""When a release is in order: asked by a node before it adds up its users' releases, and by the server before it aggregates."""
+
+import math
+
+import torch
+
+from strategies.base import Release
+from strategies.tree import State, norm
+
+
+def refusal(release: Release, shared: State, max_norm: float) -> str | None:
+    """Why a release is refused, or None. Names, shapes, dtype, finite numbers, counts, and L2 norm of the mean update."""
+    unknown = [name for name in release.update if name not in shared]
+    if unknown:
+        return "unknown tensor"
+    if any(value.shape != shared[name].shape for name, value in release.update.items()):
+        return "wrong shape"
+    if any(value.dtype != torch.float32 for value in release.update.values()):
+        return "wrong dtype"
+    if not 0 <= release.weight < float("inf") or (release.weight == 0 and release.update):
+        return "bad weight"
+    if release.users < 1 or not all(math.isfinite(number) for number in release.metrics.values()):
+        return "bad count"
+    if not all(bool(value.isfinite().all()) for value in release.update.values()):
+        return "not finite"
+    if release.update and norm(release.update) > max_norm * release.weight:
+        return "norm too large"
+    return None
