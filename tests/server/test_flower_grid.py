@@ -67,11 +67,11 @@ def test_three_nodes_of_flower_and_one_fused_pass_end_at_the_same_adapters(
     )
     assert [list(row) for row in again] == [list(row) for row in table]
     for ours, row in zip(table, again, strict=True):
-        assert row == pytest.approx(ours, abs=1e-5, nan_ok=True)
+        assert row == pytest.approx(ours, abs=1e-4, nan_ok=True)
     for ours, row in zip(here.rows, there.rows, strict=True):
         for name in ("users", "releases", "tokens", "steps", "dropped"):
             assert ours[name] == row[name], name
-        assert row["train_loss"] == pytest.approx(ours["train_loss"], abs=1e-5)
+        assert row["train_loss"] == pytest.approx(ours["train_loss"], abs=1e-4)
         assert row.get("validation", {}).keys() == ours.get("validation", {}).keys()
 
 
