@@ -57,7 +57,8 @@ def load(config: Model, device: str = "auto") -> Base:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:
-        raise InputError(f"model.name '{config.name}' could not be loaded: {str(error).splitlines()[0]}") from None
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"model.name '{config.name}' could not be loaded: {said}") from None
     model.requires_grad_(False)
     model.eval()
     return Base(model.to(place), tokenizer, config.name)
@@ -69,7 +70,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device if device.type in ("cpu", "cuda", "mps") else "none")
     except (RuntimeError, AssertionError):
         raise InputError(f"engine.device '{name}' is not available here (use 'auto' or 'cpu')") from None
     return device

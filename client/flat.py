@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from configs.scenario import Local
 from strategies.tree import State
 
 
@@ -46,18 +47,24 @@ class Flat:
 
 
 class RowOptimizer:
-    """A torch optimizer whose parameters are the rows of a `Flat`, with a per-user clip and a decay towards a start."""
+    """A torch optimizer whose parameters are the rows of a `Flat`, with a per-user clip and a pull towards a start.
 
-    def __init__(self, flat: Flat, optimizer: str, lr: float, decay: float, max_norm: float) -> None:
-        self.flat, self.lr, self.decay, self.max_norm = flat, lr, decay, max_norm
-        self.start_KP = flat.theta_KP.clone() if decay else None
+    The pull of user k is ``weight_decay + prior / n_k``. With sgd it is part of the gradient (after the clip), so that the
+    iteration ends at the maximum a posteriori; with adamw it is decoupled, as that optimizer's own decay is.
+    """
+
+    def __init__(self, flat: Flat, local: Local, examples: Sequence[int]) -> None:
+        self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
+        pull = [local.weight_decay + local.prior / max(n, 1) for n in examples]
+        self.pull_K1 = torch.tensor(pull, device=flat.theta_KP.device).unsqueeze(1)
+        self.start_KP = flat.theta_KP.clone() if any(pull) else None
         self.rows = [torch.nn.Parameter(row) for row in flat.theta_KP]
         self.torch: torch.optim.Optimizer
-        if optimizer == "sgd":
-            self.torch = torch.optim.SGD(self.rows, lr=lr)
+        if self.plain:
+            self.torch = torch.optim.SGD(self.rows, lr=local.lr, momentum=local.momentum)
         else:
             fused = flat.theta_KP.device.type in ("cpu", "cuda", "mps")
-            self.torch = torch.optim.AdamW(self.rows, lr=lr, weight_decay=0.0, fused=fused)
+            self.torch = torch.optim.AdamW(self.rows, lr=local.lr, weight_decay=0.0, fused=fused)
 
     @torch.no_grad()
     def step(self, active: Sequence[int]) -> None:
@@ -67,11 +74,17 @@ class RowOptimizer:
             norms = torch.linalg.vector_norm(self.flat.grad_KP[index], dim=1, dtype=torch.float32)
             scale = (self.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
             self.flat.grad_KP[index] *= scale[:, None]
+        if self.start_KP is not None and self.plain:
+            self.flat.grad_KP[index] += self._away(index)
         for row in self.rows:
             row.grad = None
         for k in active:
             self.rows[k].grad = self.flat.grad_KP[k]
         self.torch.step()
-        if self.start_KP is not None:  # decoupled decay, towards no change instead of towards zero
-            pull = (self.start_KP[index] - self.flat.theta_KP[index]) * (self.lr * self.decay)
-            self.flat.theta_KP[index] += pull
+        if self.start_KP is not None and not self.plain:
+            self.flat.theta_KP[index] -= self.lr * self._away(index)
+
+    def _away(self, index: Tensor) -> Tensor:
+        """How far rows lie from their start, times their pull."""
+        assert self.start_KP is not None
+        return (self.flat.theta_KP[index] - self.start_KP[index]) * self.pull_K1[index]

@@ -25,7 +25,7 @@ from configs.errors import InputError
 from configs.scenario import Local, Scenario
 from strategies import aggregators, schemes
 from strategies.base import Phase, Release, Task
-from strategies.tree import State
+from strategies.tree import State, generator
 
 CHUNK = 256  # users whose states are in memory at one time
 
@@ -44,8 +44,17 @@ class Split:
         return self.scheme.owner(block, name)
 
     def released(self, key: str, round_: int) -> bool:
-        """Whether a tensor is trained and released in a round: shared, and one of the aggregator's factors."""
-        return self.owner(key) == "shared" and any(f".{f}." in key for f in self.aggregator.factors(round_))
+        """Whether a tensor is trained and released in a round: shared, and if it is a LoRA's, one of the aggregator's factors."""
+        factor = ".lora_" not in key or any(f".{f}." in key for f in self.aggregator.factors(round_))
+        return self.owner(key) == "shared" and factor
+
+    def name(self, key: str) -> str:
+        """What "block/name" is called on its way: PEFT's own name for the shared block, the key itself for what else is shared."""
+        return key.removeprefix("shared/")
+
+    def key(self, name: str) -> str:
+        """The "block/name" of a tensor that travels: undoes `name`."""
+        return name if "/" in name else f"shared/{name}"
 
     def travels(self, key: str) -> bool:
         """Whether a tensor is released in any round; one that never is, every node makes from the seed."""
@@ -62,7 +71,7 @@ class Split:
 
     def shared_start(self) -> State:
         """The shared adapter before the first round, under PEFT's names: what the server begins with."""
-        return {key.partition("/")[2]: v.cpu() for key, v in self.start().items() if self.travels(key)}
+        return {self.name(key): v.cpu() for key, v in self.start().items() if self.travels(key)}
 
 
 def split(scenario: Scenario, base: bases.Base) -> Split:
@@ -110,9 +119,8 @@ class Node:
         began, work = time.perf_counter(), Work()
         received = self._received(task)
         states = [self._state(user, task, received) for user in users]
-        for phase in self.split.scheme.phases:
-            if phase.name in task.turns:
-                states = self._phase(task, phase, users, states, work)
+        for phase in self._phases(task):
+            states = self._phase(task, phase, users, states, work)
         for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.owner(k) == "private"}
             if private and any(v is not self.start[k] for k, v in private.items()):
@@ -122,33 +130,42 @@ class Node:
         for user, state in zip(users, states, strict=True):
             yield self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()})
 
+    def _phases(self, task: Task) -> list[Phase]:
+        """The turns of a round. One that is alone in it sees all of a user's examples."""
+        scheme = self.split.scheme
+        found = [scheme.final] if "final" in task.turns else [p for p in scheme.phases if p.name in task.turns]
+        return found if len(found) > 1 else [p._replace(part="all") for p in found]
+
     def _phase(self, task: Task, phase: Phase, users: Sequence[str], states: list[State], work: Work) -> list[State]:
         scenario = self.scenario
         local = scenario.shared_training if phase.name == "shared" else scenario.private_training
         if task.epochs is not None:
             local = _with_epochs(local, task.epochs)
-        learners = [
-            Learner(
-                s,
-                self.dataset.users[u].train,
-                self.dataset.users[u].validation,
-                (scenario.seed, task.round, u, phase.name),
-            )
-            for u, s in zip(users, states, strict=True)
-        ]
+        if phase.fresh:
+            states = [{k: self.start[k] if self.split.owner(k) in phase.moves else v for k, v in s.items()} for s in states]
+        learners = [self._learner(phase, u, s, (scenario.seed, task.round, u)) for u, s in zip(users, states, strict=True)]
         moved, done = self.trainer.train(learners, lambda key: self.split.moves(key, phase, task.round), local)
         work.add(done)
         return [{**s, **m} for s, m in zip(states, moved, strict=True)]
 
+    def _learner(self, phase: Phase, user: str, state: State, key: tuple[object, ...]) -> Learner:
+        splits = self.dataset.users[user]
+        train: Sequence[Encoded] = splits.train
+        if phase.part != "all":
+            order = torch.randperm(len(train), generator=generator(*key, "halves")).tolist()
+            half = -(-len(order) // 2)  # the larger one where they differ is the support
+            train = [train[i] for i in (order[:half] if phase.part == "support" else order[half:])]
+        return Learner(state, train, splits.validation, (*key, phase.name))
+
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
         out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
-        update = {k.partition("/")[2]: (state[k] - received[k]).cpu() * weight for k in out}
+        update = {self.split.name(k): (state[k] - received[k]).cpu() * weight for k in out}
         return Release(update, weight if update else 0.0, 1, metrics)
 
     def _received(self, task: Task) -> State:
         """Tensors that all users have in common, on the device: what the server sent, and what the seed makes."""
-        sent = {f"shared/{name}": value.to(self.base.device) for name, value in task.shared.items()}
+        sent = {self.split.key(name): value.to(self.base.device) for name, value in task.shared.items()}
         return {k: sent.get(k, v) for k, v in self.start.items() if self.split.owner(k) != "private"}
 
     def _state(self, user: str, task: Task, received: State) -> State:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from client.adapters.layout import PREFIX, Layout
+from client.adapters.mixed import mix
 from client.adapters.prompt import NAME as PROMPT
 from client.base import Base
 from configs.errors import InputError
@@ -65,7 +66,7 @@ def save_user(base: Base, layouts: Sequence[Layout], state: State, out: Path, ti
         raise InputError("there is no adapter to save")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another folder")
-    added = [x for x in layouts if x.config.kind in ("lora", "core")]
+    added = [x for x in layouts if x.config.kind in ("lora", "core", "mixed")]
     alone = [x for x in layouts if x not in added]
     text = (TWO if added and alone else ONE).format(title=title, base=model_name(base), folder=str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +163,10 @@ def _term(found: Layout, module: str, state: State) -> tuple[Tensor, Tensor, flo
     scale = found.config.alpha / found.config.rank
     if found.config.kind == "lora":
         return of("lora_A.weight"), of("lora_B.weight"), scale
-    factors = found.constants[module]
-    return factors["V"].float(), factors["U"].float() @ of("core.weight"), scale
+    factors, core = found.constants[module], of("core.weight")
+    if found.config.kind == "mixed":
+        core = core @ mix(of("mix.weight"))
+    return factors["V"].float(), factors["U"].float() @ core, scale
 
 
 def _side_by_side(parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, float]:

@@ -1,7 +1,7 @@
 """Which users train side by side, and what goes into each pass, inside a budget of tokens or memory.
 
-Users are sorted by how long they take, so that those still training are always the first rows of a cohort: a user who has
-finished costs nothing more.
+Users are sorted by how much they have, so that few rows are fillers and those still training are always the first rows of a
+cohort: a user who has finished costs nothing more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,19 +31,18 @@ def cohorts(work: Sequence[Sequence[Encoded]], batch: int, tower: Tower, engine:
     ``numbers`` is how many a user trains. A cohort's widest step stays inside the token budget, except that one user
     alone always may run (their step is then cut into several passes).
     """
-    steps = [-(-len(examples) // batch) for examples in work]
     longest = [max((tower.positions(e) for e in examples), default=1) for examples in work]
-    order = sorted(range(len(work)), key=lambda k: (-steps[k], -longest[k], k))
+    order = sorted(range(len(work)), key=lambda k: (-len(work[k]), -longest[k], k))
     budget = token_budget(tower, engine, numbers, batch)
     groups: list[list[int]] = []
-    widest = 0
+    widest = rows = 0
     for k in order:
-        widest = max(widest, longest[k])
-        if groups and (len(groups[-1]) + 1) * batch * widest <= budget:
+        widest, rows = max(widest, longest[k]), max(rows, min(batch, len(work[k])))
+        if groups and (len(groups[-1]) + 1) * rows * widest <= budget:
             groups[-1].append(k)
         else:
             groups.append([k])
-            widest = longest[k]
+            widest, rows = longest[k], min(batch, len(work[k]))
     return groups
 
 

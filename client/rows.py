@@ -31,6 +31,16 @@ class Rows:
         last = self.length_N - (self.label_N < 0).long()
         return (position >= self.start_N[:, None] - 1) & (position < last[:, None])
 
+    def queries(self, count: int) -> Tensor:
+        """``count`` positions of each row from start - 1 on, int64 [N, count]; past the end the last one stands again."""
+        query_NQ = self.start_N[:, None] - 1 + torch.arange(count, device=self.ids_NT.device)
+        return query_NQ.clamp(max=self.ids_NT.shape[1] - 1)
+
+    def wanted(self, query_NQ: Tensor) -> Tensor:
+        """Which of `queries` predict something, bool [N, count]."""
+        here_NQ = query_NQ - self.start_N[:, None] + 1 == torch.arange(query_NQ.shape[1], device=query_NQ.device)
+        return self.predicting().gather(1, query_NQ) & here_NQ
+
     def to(self, device: torch.device) -> "Rows":
         """The same rows on another device."""
         ids, length, start, label = (t.to(device) for t in (self.ids_NT, self.length_N, self.start_N, self.label_N))
@@ -40,6 +50,6 @@ class Rows:
 def pad(examples: Sequence[Encoded]) -> Rows:
     """Pad examples to the longest of them."""
     ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in examples], batch_first=True)
-    numbers = torch.tensor([[len(e.ids), e.start, e.label] for e in examples])
-    keys = tuple(e.ids.numpy().tobytes() + e.start.to_bytes(4, "little") for e in examples)
+    numbers = torch.tensor([(e.length, e.start, e.label) for e in examples])
+    keys = tuple(e.key for e in examples)
     return Rows(ids, numbers[:, 0], numbers[:, 1], numbers[:, 2], keys)

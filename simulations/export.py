@@ -12,9 +12,10 @@ from client.node import Split, split
 from client.peft_io import save_user
 from client.private import PrivateStore
 from client.tower import Tower
-from configs.errors import InputError, nearest
-from configs.scenario import Scenario, load
+from configs.errors import InputError, close, did_you_mean
+from configs.scenario import Scenario
 from server import checkpoint
+from simulations.folders import of_flower, scenario_of
 from strategies.tree import State
 
 
@@ -23,9 +24,7 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
 
     A user who was kept out of training gets the shared adapter alone, as the report scores them. Raises `InputError`.
     """
-    if not (folder / "scenario.yaml").is_file():
-        raise InputError(f"{folder} holds no run: there is no scenario.yaml in it")
-    scenario, last = load(folder / "scenario.yaml"), checkpoint.latest(folder)
+    scenario, last = scenario_of(folder), checkpoint.latest(folder)
     if last is None:
         raise InputError(f"{folder} has no finished round yet")
     listed = users(folder)
@@ -37,8 +36,10 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
         listed = dict.fromkeys(found.users, True) | dict.fromkeys(found.unseen, False)
         _check(user, listed, folder)
     parts = split(scenario, base)
+    if listed[user] and of_flower(folder) and any(parts.owner(key) == "private" for key in parts.start()):
+        raise InputError(f"{folder} holds a run of Flower: the private adapter of '{user}' is on the node that keeps that user")
     own = PrivateStore(folder / "private").load(user, last.round + 1) or {}
-    state: State = {**parts.start(), **{f"shared/{n}": v for n, v in last.shared.items()}, **own}
+    state: State = {**parts.start(), **{parts.key(n): v for n, v in last.shared.items()}, **own}
     layouts = tuple(x for x in parts.layouts if listed[user] or x.block == "shared")
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
@@ -56,13 +57,13 @@ def users(folder: Path) -> dict[str, bool] | None:
 
 def _check(user: str, listed: dict[str, bool], folder: Path) -> None:
     if user not in listed:
-        close = nearest(user, listed)
-        raise InputError(f"{folder} has no user '{user}'{close if 'did you mean' in close else ''}")
+        near = did_you_mean(close(user, listed))
+        raise InputError(f"{folder} has no user '{user}'{near}")
 
 
 def _fitted(scenario: Scenario, base: bases.Base, parts: Split, layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
     """Fit factors to the public texts again, where they were; nothing else of the data is needed."""
-    if not any(x.config.kind == "core" and x.config.factors == "fisher" for x in layouts):
+    if not any(x.config.kind in ("core", "mixed") and x.config.factors == "fisher" for x in layouts):
         return layouts
     found = data.load(scenario.data, base.tokenizer, scenario.seed)
     tower = Tower(base, parts.layouts, replace(scenario.engine, cache="none"))

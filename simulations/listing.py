@@ -1,33 +1,58 @@
 """What can be named in a scenario, read from the registries themselves."""
 
-from rich.table import Table
+import inspect
+from collections.abc import Iterator
 
-from client.adapters import KINDS
+from rich.table import Table
+from rich.text import Text
+
+from client.adapters import KINDS, prompt
 from client.data import SOURCES
 from configs.scenario import HERE, load
-from strategies.aggregators import AGGREGATORS
+from server.report.controls import MEANING
+from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.schemes import SCHEMES
 
 
 def listing() -> Table:
-    """A table of every registered name: what it is for, and its source."""
-    table = Table(title="Names that a scenario knows", show_lines=False)
+    """A table of every registered name: the field it goes into, what it is, where it is from."""
+    table = Table(title="Names that a scenario knows", title_justify="left", title_style="", header_style="bold", box=None)
     for column in ("field", "name", "about"):
-        table.add_column(column)
-    for name, scheme in SCHEMES.items():
-        table.add_row("scheme", name, f"{_first_line(scheme)} ({scheme().paper})")
-    for name, aggregator in AGGREGATORS.items():
-        table.add_row("aggregator", name, f"{_first_line(aggregator)} ({aggregator().paper})")
-    table.add_row("aggregator", "flower.<Class>", "Any strategy of flwr.serverapp.strategy, or an import path.")
-    for name in (*KINDS, "prompt"):
-        table.add_row("private.kind", name, "")
-    for name, source in SOURCES.items():
-        table.add_row("data.name", name, source.about)
-    for path in sorted(HERE.glob("*.yaml")):
-        chosen = load(path)
-        table.add_row("scenario", path.stem, f"{chosen.data.name}, {chosen.scheme}, {chosen.rounds} rounds")
+        table.add_column(column, no_wrap=column != "about")
+    last = ""
+    for field, name, about in entries():
+        if last and field != last:
+            table.add_section()
+        table.add_row(field if field != last else "", Text(name), Text(about))
+        last = field
     return table
 
 
-def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").strip().splitlines()[0]
+def entries() -> Iterator[tuple[str, str, str]]:
+    """Every name as (field of the scenario, name, one line about it)."""
+    for path in sorted(HERE.glob("*.yaml")):
+        chosen = load(path)
+        yield "scenario", path.stem, f"{chosen.data.name}, {chosen.scheme}, {chosen.aggregator}, {chosen.rounds} rounds"
+    for name, scheme in SCHEMES.items():
+        yield "scheme", name, _with(_about(scheme), scheme().paper)
+    for name, aggregator in AGGREGATORS.items():
+        options = ", ".join(inspect.signature(aggregator).parameters)
+        about = _with(_about(aggregator), aggregator().paper)
+        yield "aggregator", name, about + (f", aggregator_options: {options}" if options else "")
+    yield "aggregator", f"{FLOWER}<Class>", f"a strategy of flwr.serverapp.strategy, e.g. {FLOWER}FedAdam, or an import path"
+    for name, kind in KINDS.items():
+        yield "private.kind", name, _about(kind.init)
+    yield "private.kind", "prompt", _about(prompt.init_prompt)
+    for name, source in SOURCES.items():
+        yield "data.name", name, source.about
+    for name, meaning in MEANING.items():
+        yield "controls", name, meaning
+
+
+def _about(documented: object) -> str:
+    """The first line of the file that defines it."""
+    return (getattr(inspect.getmodule(documented), "__doc__", "") or "").strip().partition("\n")[0].removesuffix(".")
+
+
+def _with(about: str, paper: str) -> str:
+    return about if paper in about else f"{about} ({paper})"

@@ -1,44 +1,68 @@
 """What a person sees while a run is going on: a bar on a terminal, one plain line a round elsewhere."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from server.report.controls import words
 from server.rounds import Observer
 
 
 @contextmanager
-def watch(console: Console, rounds: int, name: str) -> Iterator[Observer]:
-    """Yield an observer of rounds that keeps the console up to date."""
-    if not console.is_terminal:
-        yield lambda row: console.print(f"{name} {line(row)}", highlight=False, soft_wrap=True)
+def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[Observer]:
+    """Yield an observer of rounds that keeps the console up to date.
+
+    ``done`` is how many of the run's ``rounds`` an earlier process has finished. Rounds beyond them are of controls.
+    """
+    whose = _whose(name, rounds, done)
+    if not console.is_interactive:
+        yield lambda row: _print(console, f"{whose(row)} {line(row)}")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[now]}"))  # fmt: skip
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[now]}", markup=False))  # fmt: skip
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=rounds, now="loading the model and the users")
+        task = bar.add_task(name, total=rounds, completed=done, now="loading the model and the users")
 
         def observe(row: dict[str, Any]) -> None:
-            bar.update(task, advance=1, now=line(row))
+            label = whose(row)
+            bar.update(task, description=label, now=speed(row))
+            if label == name:
+                bar.update(task, completed=row["round"])
+            if row.get("validation"):
+                _print(bar.console, line(row))
 
         yield observe
 
 
 def line(row: dict[str, Any]) -> str:
-    """A round in one line."""
-    seconds = max(row["seconds"].get("train", 0.0), 1e-9)
+    """A round in one line: loss in training, nll on the validation split, speed."""
     said = f"round {row['round']}: loss {row['train_loss']:.4f}"
-    for control, found in row.get("validation", {}).items():
-        said += f", {control.replace('_', ' + ', 1) if control == 'shared_private' else control} {found['nll']:.4f}"
-    said += f"; {row['users'] / seconds:.1f} users/s, {row['tokens'] / seconds:.0f} tokens/s"
+    scores = [f"{words(control)} {found['nll']:.4f}" for control, found in row.get("validation", {}).items() if "nll" in found]
+    said += f", validation nll {', '.join(scores)}" if scores else ""
     dropped = sum(row["dropped"].values())
-    return said + (f"; {dropped} releases dropped" if dropped else "")
+    return f"{said}; {speed(row)}" + (f"; {dropped} releases dropped" if dropped else "")
 
 
-def stamp() -> str:
-    """The local time, for names and lines."""
-    return time.strftime("%H:%M:%S")
+def speed(row: dict[str, Any]) -> str:
+    """Users and tokens trained in a second."""
+    seconds = max(row["seconds"].get("train", 0.0), 1e-9)
+    return f"{row['users'] / seconds:.1f} users/s, {row['tokens'] / seconds:.0f} tokens/s"
+
+
+def _whose(name: str, rounds: int, done: int) -> Callable[[dict[str, Any]], str]:
+    """A run's own rounds come first, each once; then those of controls that are trained."""
+    left = rounds - done
+
+    def whose(_row: dict[str, Any]) -> str:
+        nonlocal left
+        left -= 1
+        return name if left >= 0 else f"{name}, a control"
+
+    return whose
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)

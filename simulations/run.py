@@ -54,6 +54,7 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
     node = Node(scenario, world.base, world.dataset, store)
     try:
         node.warm()
+        checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)
         store.forget_after(last.round if last else 0)
         aggregator = aggregation.build(scenario)

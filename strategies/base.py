@@ -15,7 +15,7 @@ class Task:
 
     round: int  # counted from 1
     shared: State  # PEFT names -> float32 tensors
-    turns: tuple[str, ...] = ("shared", "private")  # which phases of the scheme run in this round
+    turns: tuple[str, ...] = ("shared", "private")  # which phases of the scheme run in this round; ("final",): its last one
     epochs: int | None = None  # instead of the scenario's
 
 
@@ -59,6 +59,8 @@ class Phase(NamedTuple):
 
     name: Literal["shared", "private"]  # whose training settings (`Scenario.shared_training` or `.private_training`)
     moves: tuple[Owner, ...]
+    part: Literal["all", "support", "query"] = "all"  # of a user's training examples: two halves, drawn anew every round
+    fresh: bool = False  # what moves begins at its start, not where the user's last round ended
 
 
 class Scheme(NamedTuple):
@@ -68,6 +70,7 @@ class Scheme(NamedTuple):
     owner: Callable[[str, str], Owner]  # (block, tensor name) -> who keeps it
     phases: tuple[Phase, ...]
     paper: str
+    final: Phase = Phase("private", ("private",))  # after the last round, where a scenario asks to personalize
 
 
 class Runtime(Protocol):

@@ -4,6 +4,7 @@ A stacked state has a leading user axis C on every tensor.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -44,8 +45,8 @@ def add(a: State, b: State, scale: float = 1.0) -> State:
 
 
 def norm(state: State) -> float:
-    """L2 norm over the jointly flattened state, summed in float64."""
-    return sum(float(value.double().square().sum()) for value in state.values()) ** 0.5
+    """L2 norm over the jointly flattened state, summed in float64, whatever the order of the tensors."""
+    return math.fsum(float(value.double().square().sum()) for value in state.values()) ** 0.5
 
 
 def nbytes(state: State) -> int:

@@ -3,6 +3,7 @@
 from client.adapters.core import CORE
 from client.adapters.ia3 import IA3
 from client.adapters.lora import LORA
+from client.adapters.mixed import MIXED
 from client.adapters.types import Kind
 
-KINDS: dict[str, Kind] = {"lora": LORA, "core": CORE, "ia3": IA3}
+KINDS: dict[str, Kind] = {"lora": LORA, "core": CORE, "mixed": MIXED, "ia3": IA3}

@@ -49,7 +49,7 @@ class _Probe:
 
 def fitted(layout: Layout, tower: Tower, public: Sequence[Encoded], label_ids: tuple[int, ...]) -> Layout:
     """The same layout with its factors fitted to public texts. Raises `InputError` where there are none."""
-    if layout.config.factors != "fisher" or layout.config.kind != "core":
+    if layout.config.factors != "fisher" or layout.config.kind not in ("core", "mixed"):
         return layout
     if not public:
         raise InputError(f"{layout.block}.factors: 'fisher' needs public texts, which this data has not; use 'svd' or 'random'")

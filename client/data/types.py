@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,16 @@ class Encoded:
     start: int  # the loss is on ids[start:], predicted from positions start-1 .. T-2; a choice: T, predicted after it
     label: int  # a choice: index of the right label; else -1
     unit: int  # index of the privacy unit within the user: 0, 1, ... in order of time
+
+    @cached_property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+    @cached_property
+    def key(self) -> bytes:
+        """What activations below the adapters depend on: the tokens, and where predicting begins."""
+        return self.ids.numpy().tobytes() + self.start.to_bytes(4, "little")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from client.base import Base
 from configs.errors import InputError
-from simulations.bench import federation, flower_app, flower_ray
+from simulations import flower_ray
+from simulations.bench import federation, flower_app
 from simulations.bench.measure import Figure, Result, agree
 from simulations.bench.world import ALPHA, LR, RANK, Size, layouts, random_ids, random_model
 from strategies.tree import State
@@ -72,10 +73,10 @@ def theirs(folder: Path, app: Path, size: Size, resident: bool) -> tuple[float, 
     config = {"folder": str(folder), "num-rounds": ROUNDS, "users": size.users, "resident": resident}
     training = {"lr": LR, "rank": RANK, "alpha": int(ALPHA)}
     with flower_ray.flower_home(folder) as env:
-        seconds = flower_ray.run(app, env, size.users, {**config, **training})
+        done = flower_ray.run(app, env, size.users, {**config, **training})
     if not (folder / "flower.json").exists():
-        raise InputError(f"bench: flwr run left no result: {(folder / 'flwr.log').read_text()[-1500:]}")
-    return later_round(_said(folder, "flower")["marks"]), seconds / ROUNDS
+        raise InputError(f"bench: flwr run left no result: {done.said[-1500:]}")
+    return later_round(_said(folder, "flower")["marks"]), done.seconds / ROUNDS
 
 
 def later_round(marks: list[float]) -> float:

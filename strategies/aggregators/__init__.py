@@ -1,15 +1,18 @@
 """The registry of aggregators: one file and one line each."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from configs.errors import InputError, unknown
+from configs.errors import unknown
+from strategies.aggregators.fedadam import fedadam
 from strategies.aggregators.fedavgm import fedavgm
 from strategies.aggregators.fedit import fedit
 from strategies.aggregators.ffa import ffa
 from strategies.base import Aggregator
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "fedadam": fedadam,
     "fedavgm": fedavgm,
     "fedit": fedit,
     "ffa": ffa,
@@ -25,10 +28,11 @@ def build(name: str, options: dict[str, float]) -> Aggregator:
         return of_flower(_not_here, _not_here)
     if name not in AGGREGATORS:
         raise unknown("aggregator", name, AGGREGATORS)
-    try:
-        return AGGREGATORS[name](**options)
-    except TypeError as error:
-        raise InputError(f"aggregator_options of '{name}': {str(error).partition('()')[2].strip()}") from None
+    known = inspect.signature(AGGREGATORS[name]).parameters
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+    return AGGREGATORS[name](**options)
 
 
 def of_flower(init: Callable[..., Any], apply: Callable[..., Any]) -> Aggregator:

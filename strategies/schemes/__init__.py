@@ -5,6 +5,7 @@ from collections.abc import Callable
 from configs.errors import unknown
 from strategies.base import Scheme
 from strategies.schemes.dual import dual
+from strategies.schemes.fedrep import fedrep
 from strategies.schemes.fedsa import fedsa
 from strategies.schemes.local_only import local_only
 from strategies.schemes.shared_only import shared_only
@@ -13,6 +14,7 @@ SCHEMES: dict[str, Callable[[], Scheme]] = {
     "shared_only": shared_only,
     "local_only": local_only,
     "dual": dual,
+    "fedrep": fedrep,
     "fedsa": fedsa,
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from client.adapters.layout import Layout, layout
 from client.base import Base
@@ -72,10 +72,11 @@ def apart(a: list[State], b: list[State]) -> float:
 # ------------------------------------------------------------------ which way
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("targets", "way"), [(("q_proj",), "keys"), (("o_proj",), "keys"), (("gate_proj", "up_proj"), "keys"),
-                                              (("down_proj",), "keys"), (("k_proj",), "hidden"), (("v_proj",), "hidden"),
+                                              (("down_proj",), "tail"), (("up_proj", "down_proj"), "keys"),
+                                              (("k_proj",), "hidden"), (("v_proj",), "hidden"),
                                               (("v_proj", "down_proj"), "hidden"), (("all-linear",), "hidden")])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_keys_are_cached_exactly_when_no_adapter_of_the_top_layer_changes_them(
+def test_what_is_cached_is_as_far_up_as_the_adapters_allow(
     base: Base, kind: str, targets: tuple[str, ...], way: str, dtype: torch.dtype
 ) -> None:
     base.model.to(dtype)
@@ -109,6 +110,30 @@ def test_keys_are_not_cached_where_the_top_layer_looks_through_a_window() -> Non
 
 
 # ------------------------------------------------------------------ the same by every way
+def test_below_the_last_module_of_any_architecture_everything_is_cached(any_base: Base, texts: Texts) -> None:
+    last = next(n for n, _ in list(any_base.model.named_modules())[::-1] if n.endswith(("down_proj", "mlp.c_proj")))
+    for kind in (*KINDS, "mixed"):
+        block = block_of(any_base, kind, targets=(last,))
+        tower = Tower(any_base, (block,), Engine())
+        tower.close()
+        assert tower.way == "tail"
+        for task in ("text", "answer", "choice"):
+            rows = [*texts(1, 3, task=task), *texts(2, 3, task=task)]
+            plain, other = (seen(any_base, block, way, rows, 2) for way in ("ids", "tail"))
+            assert torch.equal(other.row_M, plain.row_M) and torch.equal(other.target_M, plain.target_M)
+            torch.testing.assert_close(other.hidden_MD, plain.hidden_MD, atol=2e-5, rtol=1e-5)
+
+
+def test_where_the_modules_output_is_not_added_as_it_is_the_tail_is_not_cached() -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                          num_key_value_heads=2, head_dim=8, initializer_range=0.1)  # fmt: skip
+    base = Base(Gemma2ForCausalLM(config).requires_grad_(False).eval(), None, "tiny-gemma2")  # has a norm after its feed-forward
+    tower = Tower(base, (block_of(base, targets=("down_proj",)),), Engine())
+    tower.close()
+    assert tower.way != "tail"
+
+
 @pytest.mark.parametrize(("kind", "task"), [("lora", "text"), ("core", "answer"), ("ia3", "choice"), ("lora", "choice")])
 def test_three_ways_in_see_the_same_hidden_states(any_base: Base, texts: Texts, kind: str, task: str) -> None:
     block = block_of(any_base, kind)

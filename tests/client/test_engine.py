@@ -112,7 +112,7 @@ def test_whoever_has_finished_does_not_move_while_others_go_on(base: Base, texts
 
 def test_a_step_leaves_inactive_rows_and_their_moments_bitwise() -> None:
     flat = Flat({"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))})
-    optimizer = RowOptimizer(flat, "adamw", 0.1, 0.5, 1.0)
+    optimizer = RowOptimizer(flat, Local(optimizer="adamw", lr=0.1, weight_decay=0.5), [1, 1, 1])
     flat.grad_KP.fill_(1.0)
     optimizer.step(range(3))
     theta = flat.theta_KP.clone()
@@ -219,20 +219,30 @@ def test_without_a_validation_split_early_stopping_keeps_the_last_epoch(base: Ba
 def test_weight_decay_pulls_towards_the_start_and_not_towards_zero(optimizer: str) -> None:
     start = torch.full((2, 3), 5.0)
     flat = Flat({"x": start.clone()})
-    pulled = RowOptimizer(flat, optimizer, 0.1, 2.0, 0.0)
+    pulled = RowOptimizer(flat, Local(optimizer=optimizer, lr=0.1, weight_decay=2.0, max_norm=0.0), [1, 1])  # type: ignore[arg-type]
     flat.theta_KP += 1.0
-    flat.grad_KP.zero_()
     pulled.step([0])
     torch.testing.assert_close(flat.theta_KP, torch.tensor([[5.8] * 3, [6.0] * 3]))
     for _ in range(100):
+        flat.grad_KP.zero_()
         pulled.step([0, 1])
     torch.testing.assert_close(flat.theta_KP, start)
+
+
+def test_with_sgd_a_prior_ends_at_the_maximum_a_posteriori_whatever_a_users_number_of_examples() -> None:
+    counts, target, prior = [1, 5, 50], 3.0, 5.0
+    flat = Flat({"x": torch.zeros(3, 1)})
+    optimizer = RowOptimizer(flat, Local(optimizer="sgd", lr=0.1, momentum=0.5, prior=prior, max_norm=0.0), counts)
+    for _ in range(300):
+        flat.grad_KP.copy_(flat.theta_KP - target)  # of the mean loss (x - target)^2 / 2 over n examples
+        optimizer.step(range(3))
+    torch.testing.assert_close(flat.theta_KP[:, 0], torch.tensor([n * target / (n + prior) for n in counts]))
 
 
 def test_a_gradient_is_clipped_user_by_user() -> None:
     flat = Flat({"x": torch.zeros(2, 2), "y": torch.zeros(2, 1)})
     flat.grad_KP.copy_(torch.tensor([[3.0, 0.0, 4.0], [0.3, 0.0, 0.4]]))
-    RowOptimizer(flat, "sgd", 1.0, 0.0, 1.0).step([0, 1])
+    RowOptimizer(flat, Local(optimizer="sgd", lr=1.0), [1, 1]).step([0, 1])
     torch.testing.assert_close(flat.theta_KP, -torch.tensor([[0.6, 0.0, 0.8], [0.3, 0.0, 0.4]]))
 
 

@@ -45,7 +45,8 @@ def test_every_user_is_in_one_cohort_and_wide_cohorts_stay_in_budget(
         steps = [-(-len(lengths[k]) // batch) for k in group]
         assert steps == sorted(steps, reverse=True), "those still training are the first rows"
         longest = max((n for k in group for n in lengths[k]), default=1)
-        assert len(group) == 1 or len(group) * batch * longest <= budget
+        rows = max(min(batch, len(lengths[k])) for k in group)
+        assert len(group) == 1 or len(group) * rows * longest <= budget
 
 
 @BOUND
@@ -80,7 +81,7 @@ def test_a_bound_on_memory_lowers_the_budget_and_never_below_one(tower: Tower) -
 
 
 def test_a_choice_after_cached_keys_counts_one_position(base: Base, texts: Texts) -> None:
-    tower = Tower(base, (layout("private", Adapter(targets=("down_proj",), layers=1), base, 0),), Engine())
+    tower = Tower(base, (layout("private", Adapter(targets=("up_proj",), layers=1), base, 0),), Engine())
     tower.close()
     example = texts(0, 1, task="choice", length=12)[0]
     assert tower.way == "keys"

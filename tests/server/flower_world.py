@@ -91,7 +91,7 @@ class LocalGrid(Grid):
         replies = []
         for message in messages:
             node = message.metadata.dst_node_id
-            message.content = _through(message.content)
+            message.content = through(message.content)
             trains = message.metadata.message_type == "train"
             if trains and node in self.silent:
                 continue
@@ -99,7 +99,7 @@ class LocalGrid(Grid):
                 if trains and node in self.broken:
                     raise RuntimeError("no more memory")
                 reply = app(message, self.contexts[node])
-                reply.content = _through(reply.content)
+                reply.content = through(reply.content)
             except Exception as error:  # as Flower answers for a client that raised
                 reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
             self.sent.append((message, reply))
@@ -107,7 +107,8 @@ class LocalGrid(Grid):
         return replies[::-1]  # Flower promises no order
 
 
-def _through(content: RecordDict) -> RecordDict:
+def through(content: RecordDict) -> RecordDict:
+    """What arrives at the other end: Flower's own serialization, and back."""
     return recorddict_from_proto(Proto.FromString(recorddict_to_proto(content).SerializeToString()))
 
 

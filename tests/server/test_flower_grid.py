@@ -19,23 +19,11 @@ from server import app as server_app
 from server import grid as server_grid
 from server.grid import GridRuntime, among, meet, releases
 from strategies.base import Release, Task
-from tests.server.flower_world import KEPT, NODES, RUN, USERS, LocalGrid, distance, fused, private, scenario_of, shift, write_world
+from tests.server.flower_world import KEPT, NODES, RUN, USERS, LocalGrid, distance, fused, private, scenario_of, shift
 
 # Nodes add up in another order than one process does. AdamW makes of that up to 1e-3 of what the adapters move, SGD 1e-5.
 TOLERANCE = {"adamw": 2e-3, "sgd": 5e-5}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
-    return write_world(tmp_path_factory.mktemp("world"), tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("HOMING_HOME", str(tmp_path / "home"))
-    yield tmp_path / "home"
-    for name in ("_task_id", "_run_id", "_node_id"):
-        setattr(TaskIdentity, name, None)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +102,7 @@ def test_the_base_is_loaded_once_for_all_nodes_of_a_process(world: str, monkeypa
     assert len(opened) == 2
     assert opened[0][2] is None and opened[1][2] is not None  # another scenario on the same base keeps the base
     hooks = sum(len(module._forward_hooks) for module in opened[1][2].model.modules())
-    assert hooks == len(client_app._LOADED[next(iter(client_app._LOADED))].tower.handles) - 1
+    assert hooks == len(client_app._LOADED[0].tower.handles) - 1
 
 
 def test_a_node_that_fails_or_is_silent_is_left_out_of_the_round(world: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -148,8 +136,8 @@ def test_a_users_release_that_is_no_number_is_not_added_to_the_others(world: str
 
 def test_an_answer_that_cannot_be_read_or_speaks_for_too_many_is_left_out() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    good = encode_releases([Release({"w": torch.ones(2)}, 2.0, 1)])
-    many = encode_releases([Release({"w": torch.ones(2)}, 2.0, 5)])
+    good = encode_releases([Release({"w": torch.ones(2)}, 2.0, 1)], {"w"})
+    many = encode_releases([Release({"w": torch.ones(2)}, 2.0, 5)], {"w"})
     extra = RecordDict({**good, "diary": ArrayRecord({"w": torch.ones(2)})})
     nan = RecordDict({**good, "release.0": MetricRecord({"weight": float("nan"), "users": 1})})
     replies = [Message(c, reply_to=Message(RecordDict(), n, "train")) for n, c in enumerate([good, many, extra, nan])]
@@ -197,6 +185,37 @@ def test_a_node_may_be_told_which_users_it_keeps(world: str) -> None:
     runtime = GridRuntime(LocalGrid(world, [{"users": f"{second}, {first}"}]), nodes=1)
     assert list(runtime.users()) == [first, second]
     assert among(runtime.homes(), [second]) == {next(iter(runtime.homes())): [second]}
+
+
+def test_two_machines_keep_their_data_under_paths_of_their_own(world: str, tmp_path: Path) -> None:
+    users = {user: Path(world.rpartition("data.path=")[2]) / f"{user}.jsonl" for user in ("u0", "u1", "u2", "u3")}
+    for user, path in users.items():
+        (tmp_path / f"ward{user[1:] > '1'}").mkdir(exist_ok=True)
+        (tmp_path / f"ward{user[1:] > '1'}" / path.name).write_text(path.read_text())
+    wards = [{"data-path": str(tmp_path / f"ward{late}"), "device": "cpu"} for late in (False, True)]
+    overrides = f"{world} data.path=/nowhere data.unseen_users=0 engine.device=cuda:99"
+    runtime = GridRuntime(LocalGrid(overrides, wards), "x", nodes=2)
+    assert list(map(list, runtime.homes().values())) == [["u0", "u1"], ["u2", "u3"]]
+    assert sum(r.users for r in runtime.train(Task(1, _start(world)), runtime.users())) == 4
+
+
+def test_private_adapters_are_found_again_when_their_users_are_spread_over_other_nodes(world: str) -> None:
+    start = _start(world)
+    trained = GridRuntime(LocalGrid(world), "x")
+    list(trained.train(Task(1, start), trained.users()))
+
+    def rows(nodes: int, run: str) -> list[float]:
+        kept = [{"partition-id": index, "num-partitions": nodes} for index in range(nodes)]
+        found = GridRuntime(LocalGrid(world, kept), run).evaluate(Task(2, start), "test", ("shared_private",))
+        return [row["shared_private.nll"] for row in found if row["seen"]]
+
+    assert rows(2, "x") == pytest.approx(rows(NODES, "x"), abs=1e-4)
+    assert all(abs(a - b) > 1e-3 for a, b in zip(rows(2, "x"), rows(2, "untrained"), strict=True))
+
+
+def test_a_partition_that_does_not_exist_is_one_sentence(world: str) -> None:
+    with pytest.raises(InputError, match=r"no node can take part: .*partition-id must be between 0 and num-partitions - 1 = 2, got 3"):
+        GridRuntime(LocalGrid(world, [{"partition-id": 3, "num-partitions": 3}])).users()
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_private_adapters_in_a_later_flower_run(world: str, home: Path) -> None:

@@ -202,7 +202,7 @@ def test_the_private_adapter_joins_in_when_told_and_everyone_personalizes_at_the
         (2, ("shared",)),
         (3, ("shared", "private")),
         (4, ("shared", "private")),
-        (5, ("private",)),
+        (5, ("final",)),
     ]
     assert [len(users) for _, users, _ in asked] == [3, 3, 3, 3, 5]
     before = run(tmp_path / "without", scenario=replace(SCENARIO, private_from=2))

@@ -17,6 +17,7 @@ from strategies.tree import State
 MODULES = ("base_model.model.layers.0.q_proj", "base_model.model.layers.1.down_proj")
 LINEAR = [name for name in AGGREGATORS if aggregators.build(name, {}).linear]
 EXACT = [name for name in AGGREGATORS if aggregators.build(name, {}).exact]
+ADAPTIVE = ("fedadam",)  # these scale every number of the mean update
 WEIGHTS = (1.0, 7.0, 2.5)
 
 
@@ -65,12 +66,13 @@ def test_the_order_of_users_does_not_matter(aggregator: Aggregator) -> None:
         assert_close(found[1], want[1])
 
 
-def test_equal_updates_are_returned_as_they_are(aggregator: Aggregator) -> None:
-    update = shared(3)
+@pytest.mark.parametrize("name", [name for name in AGGREGATORS if name not in ADAPTIVE])
+def test_equal_updates_are_returned_as_they_are(name: str) -> None:
+    aggregator, update = aggregators.build(name, {}), shared(3)
     found = applied(aggregator, [release(aggregator, update, w) for w in WEIGHTS])[1]
-    for name, value in shared().items():
-        sent = any(f".{f}." in name for f in aggregator.factors(1))
-        torch.testing.assert_close(found[name], value + update[name] if sent else value, atol=1e-5, rtol=1e-5)
+    for key, value in shared().items():
+        sent = any(f".{f}." in key for f in aggregator.factors(1))
+        torch.testing.assert_close(found[key], value + update[key] if sent else value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.5, 100.0])
@@ -186,6 +188,20 @@ def test_fedavgm_without_momentum_is_fedit() -> None:
     assert_close(applied(plain, releases(plain))[1], applied(aggregators.build("fedit", {}), releases(plain))[1])
 
 
+def test_fedadam_moves_as_torchs_adam_without_correction_on_minus_the_mean_update() -> None:
+    adam = aggregators.build("fedadam", {"lr": 0.05, "tau": 1e-3})
+    memory, state = adam.init(shared()), shared()
+    m = v = torch.zeros(3, 8)
+    name = f"{MODULES[0]}.lora_A.weight"
+    want = state[name]
+    for seed in range(3):
+        memory, state = adam.apply(memory, state, [release(adam, shared(seed), 2.0)])
+        d = shared(seed)[name]
+        m, v = 0.9 * m + 0.1 * d, 0.99 * v + 0.01 * d * d
+        want = want + 0.05 * m / (v.sqrt() + 1e-3)
+        torch.testing.assert_close(state[name], want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("build", [lambda: aggregators.build("fedti", {}), lambda: schemes.build("dul")])
 def test_an_unknown_name_is_answered_with_the_nearest(build: Callable[[], object]) -> None:
     with pytest.raises(InputError, match="did you mean"):
@@ -214,7 +230,10 @@ def test_every_tensor_of_a_scheme_has_an_owner_and_phases_move_only_what_there_i
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if "private" in schemes.build(name).blocks])
-def test_nothing_in_a_private_block_is_ever_shared(name: str) -> None:
+def test_in_a_private_block_nothing_is_shared_but_the_representation_that_fedrep_names(name: str) -> None:
     scheme = schemes.build(name)
-    others = (*shared(), "private/prompt_embeddings", "base_model.model.x.core.weight", "base_model.model.x.ia3_l")
+    prefix = "base_model.model.x."
+    others = ["prompt_embeddings", f"{prefix}lora_B.weight", f"{prefix}core.weight", f"{prefix}ia3_l"]
+    representation = [f"{prefix}lora_A.weight", f"{prefix}mix.weight"]
+    assert {scheme.owner("private", tensor) for tensor in representation} == {"shared" if name == "fedrep" else "private"}
     assert "shared" not in {scheme.owner("private", tensor) for tensor in others}
