@@ -57,7 +57,7 @@ def load(config: Model, device: str = "auto") -> Base:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = str(error).splitlines()[0].rstrip(": ")
         raise InputError(f"model.name '{config.name}' could not be loaded: {said}") from None
     model.requires_grad_(False)
     model.eval()
