@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test lint types unit clean
+.PHONY: help env demo test results bench flower lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,15 @@ demo: env  ## personalize SmolLM2 for MovieLens users and print what it brought
 	$(PY) -m simulations run demo
 
 test: lint types unit  ## lint, types, tests
+
+results: env  ## the README's table: three seeds with every control (about an hour on two cores)
+	$(PY) -m simulations study results --seeds 3
+
+bench: env  ## speed against plain PEFT and Flower's Ray simulation, into bench.json; wants a quiet machine
+	$(PY) -m simulations bench
+
+flower: env  ## a real `flwr run` on Ray against the fused run of the same scenario
+	$(PY) -m simulations.parity
 
 lint: env
 	$(PY) -m ruff check .

@@ -172,6 +172,30 @@ def bench(
     _say(f"figures: {out}")
 
 
+@app.command(epilog=usage.examples("study results --seeds 3", "study demo rounds=20 --seeds 2 --out studies/short"))
+def study(
+    scenario: SCENARIO = "results",
+    overrides: OVERRIDES = None,
+    seeds: Annotated[int, typer.Option(help="Run the scenario under so many seeds, from its own on.", min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; by default studies/<name>-<hash>.")] = None,
+) -> None:
+    """Run a scenario under several seeds, and lay its controls side by side with their spread.
+
+    A study that was stopped goes on where it was. FOLDER/study.json holds what the table shows.
+    """
+    from simulations import study as studies
+    from simulations.progress import watch
+
+    _quiet()
+    chosen = load(scenario, overrides or [])
+    folder = out or Path("studies") / f"{chosen.name}-{scenario_hash(chosen)}"
+    every = range(chosen.seed, chosen.seed + seeds)
+    folders.refuse(chosen, folder / f"seed-{every[0]}")
+    found = studies.study(chosen, every, folder, lambda seed, rounds: watch(_console(), f"{chosen.name}, seed {seed}", rounds, 0))
+    _console().print(studies.table(found))
+    _say(f"figures: {folder / 'study.json'}")
+
+
 def _run(scenario: Scenario, folder: Path) -> None:
     try:
         _run_to_the_end(scenario, folder)

@@ -1,9 +1,12 @@
 """Controls that need a training of their own, each the strongest fair form of itself.
 
 * local_only: every user alone, with as large an adapter and as many epochs as the shared one had, early stopping on
-* shared: the shared adapter trained alone, by the same rounds (in a short run it is the dual run's with the private one off)
+* shared: the shared adapter trained alone, by the same rounds (in a short run it is the main run's with the private one off)
+* user_bias: one constant per user and label over that one
 * shared_more_steps: that one, trained on for as many epochs as the private adapters had
 * pooled: one adapter trained on everybody's data in one place, for as many epochs: what federation gives up
+
+What trains in one place trains with AdamW: a federation's users may take one SGD step a round because its server has the optimizer.
 """
 
 from collections.abc import Iterator
@@ -13,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.data.types import Dataset, Splits
-from configs.scenario import Scenario
+from configs.scenario import Local, Scenario
 from server import checkpoint, rounds
+from strategies import schemes
 from strategies.base import Task
 
 if TYPE_CHECKING:
     from simulations.run import World
 
 LONG = ("local_only", "shared_more_steps", "pooled")
-POOLED_BATCHES = 8  # the pooled adapter's batch, in batches of one user
+LR = 1e-3  # of AdamW, in one place
+LOCAL_BATCH, POOLED_BATCH = 32, 512  # examples
 Rows = list[dict[str, Any]]
 
 
@@ -32,15 +37,17 @@ def rows(scenario: Scenario, world: "World", folder: Path, observe: rounds.Obser
         return
     home = folder / "controls"
     if "local_only" in wanted:
-        yield "local_only", _table(local_only(scenario), world, home / "local_only", observe, "local_only")
+        yield "local_only", _table(local_only(scenario, len(world.dataset.users)), world, home / "local_only", observe, ("local_only",))
     alone = shared_only(scenario)
-    yield "shared", _table(alone, world, home / "shared", observe, "shared")
+    table = _table(alone, world, home / "shared", observe, ("shared", "user_bias"))
+    yield "shared", table
+    yield "user_bias", table
     if "shared_more_steps" in wanted:
         more = replace(alone, rounds=alone.rounds + extra_rounds(scenario, len(world.dataset.users)))
         if checkpoint.latest(home / "shared_more_steps") is None and (last := checkpoint.latest(home / "shared")):
             checkpoint.begin(home / "shared_more_steps", more)
             checkpoint.commit(home / "shared_more_steps", last)
-        yield _renamed("shared_more_steps", _table(more, world, home / "shared_more_steps", observe, "shared"))
+        yield _renamed("shared_more_steps", _table(more, world, home / "shared_more_steps", observe, ("shared",)))
     if "pooled" in wanted:
         yield _renamed("pooled", _pooled(scenario, world, home / "pooled", observe))
 
@@ -50,30 +57,38 @@ def shared_only(scenario: Scenario) -> Scenario:
     return replace(scenario, scheme="shared_only", personalize=0, private_from=0, evaluate_every=0)
 
 
-def local_only(scenario: Scenario) -> Scenario:
+def local_only(scenario: Scenario, users: int) -> Scenario:
     """Everyone alone, in one round of as many epochs as a user trained the shared adapter."""
-    local = replace(scenario.shared_training, epochs=shared_epochs(scenario, 0), early_stopping=True)
+    local = replace(_in_one_place(scenario, users, LOCAL_BATCH), early_stopping=True)
     return replace(scenario, scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0, evaluate_every=0,
                    private=scenario.shared, private_training=local)  # fmt: skip
 
 
 def shared_epochs(scenario: Scenario, users: int) -> int:
-    """How often a user's data passed the shared adapter on average, at least once. ``users`` 0: as if all took part."""
-    share = scenario.users_per_round / users if users and scenario.users_per_round else 1.0
+    """How often a user's data passed the shared adapter on average, at least once."""
+    share = scenario.users_per_round / users if scenario.users_per_round else 1.0
     return max(1, round(scenario.rounds * scenario.shared_training.epochs * min(share, 1.0)))
 
 
 def extra_rounds(scenario: Scenario, users: int) -> int:
-    """Rounds in which the shared adapter sees as many examples as the private adapters saw."""
+    """Rounds in which the shared adapter sees as many examples as the private adapters saw since they last began anew."""
+    fresh = schemes.build(scenario.scheme).final.fresh
     share = min(scenario.users_per_round / users, 1.0) if scenario.users_per_round else 1.0
-    private = (scenario.rounds - scenario.private_from) * scenario.private_training.epochs * share + scenario.personalize
+    kept = 0 if fresh else scenario.rounds - scenario.private_from
+    private = kept * scenario.private_training.epochs * share + scenario.personalize
     return max(1, ceil(private / (scenario.shared_training.epochs * share)))
 
 
-def _table(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer, row: str) -> Rows:
+def _table(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer,
+           wanted: tuple[str, ...]) -> Rows:  # fmt: skip
     from simulations.run import train
 
-    return train(scenario, world, folder, (row,), observe)[1]
+    return train(scenario, world, folder, wanted, observe)[1]
+
+
+def _in_one_place(scenario: Scenario, users: int, batch: int) -> Local:
+    epochs = shared_epochs(scenario, users)
+    return replace(scenario.shared_training, optimizer="adamw", lr=LR, momentum=0.0, max_norm=1.0, epochs=epochs, batch=batch)
 
 
 def _pooled(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Rows:
@@ -92,8 +107,7 @@ def _pooled(scenario: Scenario, world: "World", folder: Path, observe: rounds.Ob
         world.dataset.unit,
     )
     alone = shared_only(scenario)
-    epochs = shared_epochs(scenario, len(world.dataset.users))
-    local = replace(scenario.shared_training, epochs=epochs, batch=scenario.shared_training.batch * POOLED_BATCHES)
+    local = _in_one_place(scenario, len(world.dataset.users), POOLED_BATCH)
     pooled = replace(alone, rounds=1, users_per_round=0, shared_training=local, aggregator="fedit", aggregator_options={})
     state, _ = train(pooled, World(world.base, one), folder, (), observe)
     node = Node(alone, world.base, world.dataset, PrivateStore(folder / "none"))

@@ -7,6 +7,7 @@ spread of a study is over its seeds. Users of two seeds overlap, so seeds are no
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,24 @@ from configs.scenario import Scenario, scenario_hash
 from server.report import controls
 from server.report.files import write_text
 from server.report.summary import MAIN, summarize
-from server.rounds import Observer
+from server.rounds import Observer, last_round
 from simulations.run import run
 
 Row = dict[str, Any]
+Watch = Callable[[int, int], AbstractContextManager[Observer]]
 
 
-def study(scenario: Scenario, seeds: Sequence[int], folder: Path, observe: Callable[[int], Observer]) -> dict[str, Any]:
-    """Run or resume the scenario under each seed, in ``folder/seed-N``, and write ``folder/study.json``; returns what that holds."""
+def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch) -> dict[str, Any]:
+    """Run or resume the scenario under each seed, in ``folder/seed-N``, and write ``folder/study.json``; returns what that holds.
+
+    ``watch(seed, rounds)`` is a context that gives an observer of the rounds.
+    """
     found = []
     for seed in seeds:
         place = folder / f"seed-{seed}"
         if not (place / "summary.json").is_file():
-            run(replace(scenario, seed=seed), place, observe(seed))
+            with watch(seed, last_round(scenario)) as observe:
+                run(replace(scenario, seed=seed), place, observe)
         found.append(summarize(place))
     together = combine(scenario, found)
     write_text(folder / "study.json", json.dumps(together, indent=1) + "\n")
