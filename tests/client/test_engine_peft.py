@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from client.adapters.layout import Layout, layout
+from client.adapters.mixed import GAIN
 from client.base import Base
 from client.data.types import Encoded
 from client.tower import Tower
@@ -217,6 +218,9 @@ def explicit(base: Base, blocks: Sequence[Layout], state: State, moves: Moves) -
         scale = block.config.alpha / block.config.rank
         if block.config.kind == "lora":
             return y + scale * x @ of("lora_A.weight").T @ of("lora_B.weight").T
+        if block.config.kind == "mixed":
+            u, v = block.constants[name]["U"], block.constants[name]["V"]
+            return y + scale * x @ (u @ of("core.weight") @ (torch.eye(len(v)) + GAIN * of("mix.weight")) @ v).T
         if block.config.kind == "core":
             u, v = block.constants[name]["U"], block.constants[name]["V"]
             return y + scale * x @ (u @ of("core.weight") @ v).T
@@ -245,6 +249,7 @@ def explicit(base: Base, blocks: Sequence[Layout], state: State, moves: Moves) -
 
 OTHERS = {
     "core": Adapter(kind="core", rank=3, alpha=5.0, layers=2),
+    "mixed": Adapter(kind="mixed", rank=3, alpha=5.0, layers=2),
     "random core": Adapter(kind="core", rank=3, alpha=5.0, layers=1, factors="random"),
     "ia3": Adapter(kind="ia3", layers=2),
     "prompt": Adapter(kind="prompt", tokens=3),

@@ -32,6 +32,7 @@ PRIVATE = {
     "lora": Adapter(rank=2, alpha=7.0, layers=3),
     "lora of the same scale": Adapter(rank=6, alpha=10.0, layers=1),
     "core": Adapter(kind="core", rank=4, alpha=3.0, layers=1),
+    "mixed": Adapter(kind="mixed", rank=4, alpha=3.0, layers=1),
     "random core": Adapter(kind="core", rank=2, alpha=2.0, layers=3, factors="random"),
     "ia3": Adapter(kind="ia3", layers=2),
     "prompt": Adapter(kind="prompt", tokens=3),
@@ -195,8 +196,9 @@ def ran(folder: Path, base: Base, scheme: str, kind: str, texts: Callable[..., l
 
 
 @pytest.mark.parametrize(
-    ("scheme", "kind"), [("dual", "core"), ("dual", "ia3"), ("fedsa", "core"), ("shared_only", "core"), ("local_only", "ia3")]
-)
+    ("scheme", "kind"), [("dual", "core"), ("dual", "ia3"), ("fedsa", "core"), ("fedrep", "mixed"), ("fedrep", "lora"),
+                         ("shared_only", "core"), ("local_only", "ia3")]
+)  # fmt: skip
 def test_an_exported_user_is_the_one_that_the_run_scores(
     base: Base, tmp_path: Path, texts: Callable[..., list[Encoded]], scheme: str, kind: str
 ) -> None:
@@ -208,7 +210,7 @@ def test_an_exported_user_is_the_one_that_the_run_scores(
     assert last is not None
     own = PrivateStore(tmp_path / "run" / "private").load("bob", 2) or {}
     assert bool(own) == (scheme != "shared_only")
-    state = {**parts.start(), **{f"shared/{n}": v for n, v in last.shared.items()}, **own}
+    state = {**parts.start(), **{parts.key(n): v for n, v in last.shared.items()}, **own}
     torch.testing.assert_close(stock(base, tmp_path / "out", IDS), said(base, parts.layouts, state, IDS), atol=1e-5, rtol=1e-4)
 
 

@@ -1,0 +1,128 @@
+"""Heads of one's own on a representation that all learn: what each half of the examples may touch, and what leaves a node."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.base import Base
+from client.data.types import Dataset, Encoded, Splits
+from client.node import Node
+from client.private import PrivateStore
+from client.train import Learner, Trainer, Work
+from configs.scenario import Adapter, Local, Scenario
+from strategies.base import Release, Task
+from strategies.tree import State
+
+Texts = Callable[..., list[Encoded]]
+PRIVATE = {"mixed": Adapter(kind="mixed", rank=3, layers=1, targets=("down_proj",)), "lora": Adapter(rank=2, layers=1)}
+LEARNED = {"mixed": ".mix.", "lora": ".lora_A."}
+SGD = Local(optimizer="sgd", lr=0.2, batch=2)
+SCENARIO = Scenario(scheme="fedrep", shared=Adapter(rank=2, layers=1), shared_training=SGD, private_training=replace(SGD, epochs=2))
+
+
+@pytest.fixture(params=PRIVATE)
+def kind(request: pytest.FixtureRequest) -> str:
+    """A private kind with a representation."""
+    return request.param
+
+
+@pytest.fixture
+def node(base: Base, texts: Texts, tmp_path: Path, kind: str) -> Iterator[Node]:
+    """Two users, of five examples and of four."""
+    splits = {u: Splits(tuple(texts(i, 5 - i)), (), tuple(texts(i + 7, 2))) for i, u in enumerate(("ann", "bob"))}
+    scenario = replace(SCENARIO, private=PRIVATE[kind])
+    found = Node(scenario, base, Dataset(splits, {}, "answer", (), (), "text"), PrivateStore(tmp_path / "private"))
+    yield found
+    found.close()
+
+
+def watched(node: Node, task: Task) -> tuple[list[tuple[str, list[Sequence[Encoded]], list[State]]], list[Release]]:
+    """Each phase of a round with its users' examples and states before it, and the releases."""
+    seen: list[tuple[str, list[Sequence[Encoded]], list[State]]] = []
+    real = node.trainer.train
+
+    def train(learners: Sequence[Learner], moves: Any, local: Local) -> tuple[list[State], Work]:
+        seen.append((str(learners[0].key[-1]), [x.train for x in learners], [x.state for x in learners]))
+        return real(learners, moves, local)
+
+    object.__setattr__(node, "trainer", type("Watched", (), {"train": staticmethod(train), "blocks": node.trainer.blocks}))
+    try:
+        return seen, list(node.train(task, node.users()))
+    finally:
+        object.__setattr__(node, "trainer", Trainer(node.tower, node.split.layouts, node.scenario.engine))
+
+
+def start(node: Node) -> State:
+    return node.split.shared_start()
+
+
+def test_heads_and_representation_see_halves_that_do_not_overlap_and_miss_nothing(node: Node) -> None:
+    (first, support, _), (second, query, _) = watched(node, Task(1, start(node)))[0]
+    assert (first, second) == ("private", "shared")
+    for user, mine, held in zip(node.users(), support, query, strict=True):
+        every = {id(e) for e in node.dataset.users[user].train}
+        assert {id(e) for e in mine} | {id(e) for e in held} == every
+        assert not {id(e) for e in mine} & {id(e) for e in held}
+        assert len(mine) - len(held) in (0, 1)
+
+
+def test_halves_are_drawn_anew_each_round_and_equal_for_an_equal_seed(node: Node) -> None:
+    def halves(round_: int) -> list[list[int]]:
+        return [[e.unit for e in mine] for mine in watched(node, Task(round_, start(node)))[0][0][1]]
+
+    assert len({str(halves(n)) for n in range(1, 7)}) > 1
+    assert halves(3) == halves(3)
+
+
+def test_a_head_begins_anew_each_round_whatever_the_user_has_stored(node: Node) -> None:
+    first = [r.update for r in watched(node, Task(1, start(node)))[1]]
+    for user in node.users():
+        stored = node.store.load(user, 2)
+        assert stored
+        node.store.save(user, 1, {n: v + 1.0 for n, v in stored.items()})
+    states = watched(node, Task(2, start(node)))[0][0][2]
+    assert all(torch.equal(s[k], node.start[k]) for s in states for k in s if node.split.owner(k) == "private")
+    again = [r.update for r in watched(node, Task(1, start(node)))[1]]
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(first, again, strict=True) for n in a)
+
+
+def test_the_representation_travels_and_the_head_does_not(node: Node, kind: str) -> None:
+    releases = watched(node, Task(1, start(node)))[1]
+    for release in releases:
+        assert release.update.keys() == start(node).keys()
+        learned = [n for n in release.update if n.startswith("private/")]
+        assert learned
+        assert all(LEARNED[kind] in n for n in learned)
+        assert all(bool(release.update[n].any()) for n in learned)
+    stored = node.store.load("ann", 2)
+    assert stored and not set(stored) & set(map(node.split.key, start(node)))
+    assert any(bool(v.any()) for v in stored.values())
+
+
+def test_names_that_travel_are_undone(node: Node) -> None:
+    for key in node.start:
+        assert node.split.key(node.split.name(key)) == key
+    assert set(map(node.split.key, start(node))) == {k for k in node.start if node.split.owner(k) == "shared"}
+
+
+def test_a_head_is_fitted_on_the_representation_that_was_sent(node: Node) -> None:
+    sent = {n: v + 0.1 if n.startswith("private/") else v for n, v in start(node).items()}
+    states = watched(node, Task(1, sent))[0][0][2]
+    assert all(torch.equal(s[n], sent[n]) for s in states for n in sent if n.startswith("private/"))
+
+
+def test_the_last_phase_fits_heads_on_all_examples_and_releases_nothing(node: Node) -> None:
+    seen, releases = watched(node, Task(5, start(node), ("final",), 3))
+    assert [name for name, _, _ in seen] == ["private"]
+    assert [len(x) for x in seen[0][1]] == [5, 4]
+    assert all(not r.update and r.weight == 0 for r in releases)
+    assert node.store.load("bob", 6)
+
+
+def test_before_the_private_adapter_joins_in_the_shared_one_sees_all_examples(node: Node) -> None:
+    seen, _ = watched(node, Task(1, start(node), ("shared",)))
+    assert [(name, [len(x) for x in train]) for name, train, _ in seen] == [("shared", [5, 4])]
