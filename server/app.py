@@ -43,6 +43,11 @@ def main(grid: Grid, context: Context) -> None:
 
 def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0) -> Path:
     """Run or resume a scenario on a grid, evaluate its last round and write the report. Returns the page's path."""
+    with checkpoint.held(folder):
+        return _run(scenario, grid, folder, nodes)
+
+
+def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
     clock = {"load": time.perf_counter()}
     aggregator = aggregation.build(scenario)
     checkpoint.begin(folder, scenario)

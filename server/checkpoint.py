@@ -5,9 +5,13 @@ is killed before that last rename resumes from the round before, as if the lost 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from configs.errors import InputError
 from configs.scenario import Scenario, load, scenario_hash, to_yaml
@@ -23,6 +27,23 @@ class Checkpoint:
     shared: State
     memory: State  # the aggregator's
     rows: list[dict[str, Any]]  # one per round
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to this process, and clear away what a killed one was writing. Raises `InputError` where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder} is in use by another process; wait for it, or choose another folder with --out") from None
+    try:
+        for left in folder.rglob(".*.tmp"):
+            left.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def begin(folder: Path, scenario: Scenario) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
     store = PrivateStore(folder / "private")
     node = Node(scenario, world.base, world.dataset, store)
-    try:
+    with closing(node), checkpoint.held(folder):
         node.warm()
         checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)
@@ -60,8 +61,6 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
         aggregator = aggregation.build(scenario)
         state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
-    finally:
-        node.close()
 
 
 def merge(table: list[dict[str, Any]], control: str, rows: list[dict[str, Any]]) -> None:

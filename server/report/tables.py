@@ -157,7 +157,7 @@ def _comparable(run: Run, first: Run) -> bool:
 
 def _table(title: str | None, first: str, justify: Any = "left") -> Table:
     table = Table(title=title, title_justify="left", title_style="", header_style="bold", box=None, pad_edge=False)
-    table.add_column(first, justify=justify)
+    table.add_column(first, justify=justify, no_wrap=True)
     return table
 
 

@@ -258,6 +258,18 @@ def test_a_run_in_which_every_release_is_bad_ends_with_the_adapter_it_began_with
     assert [r["dropped"] for r in ended.rows] == [{"not finite": 3}] * 4
 
 
+def test_a_folder_belongs_to_one_process_at_a_time_and_is_cleared_of_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    half_written = tmp_path / "run" / "private" / "user1" / ".000003.safetensors.4711.tmp"
+    half_written.parent.mkdir(parents=True)
+    half_written.touch()
+    with checkpoint.held(tmp_path / "run"):
+        assert not half_written.exists()
+        with pytest.raises(InputError, match="in use by another process"), checkpoint.held(tmp_path / "run"):
+            pass
+    with checkpoint.held(tmp_path / "run"):
+        pass
+
+
 def test_averages_are_over_users_that_have_the_number() -> None:
     found = rounds.averages([{"user": "a", "x.nll": 1.0, "y.auc": None}, {"user": "b", "x.nll": 3.0, "y.auc": 0.5}])
     assert found == {"x": {"nll": 2.0}, "y": {"auc": 0.5}}

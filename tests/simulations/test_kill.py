@@ -88,3 +88,4 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(world: Wor
     assert (folder / "users.csv").read_bytes() == (whole / "users.csv").read_bytes()
     assert [row["round"] for row in timeless(folder)] == list(range(1, ROUNDS + 2))
     assert timeless(folder) == timeless(whole)
+    assert not list(folder.rglob(".*.tmp"))
