@@ -44,14 +44,15 @@ def user_bias_logits(fit: Sequence[tuple[Tensor, Tensor]], validation: Sequence[
 
 
 def _bias(logits_nL: Tensor, labels_n: Tensor, ridge: float) -> Tensor:
-    """Newton's method on a convex problem with L unknowns."""
+    """Newton's method on a convex problem with L unknowns; a step is at most one long, so that it arrives from anywhere."""
     b = torch.zeros(logits_nL.shape[1], dtype=torch.float64)
     z, onehot = logits_nL.double(), F.one_hot(labels_n, logits_nL.shape[1]).double()
-    for _ in range(25):
+    for _ in range(50):
         p = (z + b).softmax(1)
         slope = (p - onehot).sum(0) + ridge * b
         curve = torch.diag(p.sum(0)) - p.T @ p + ridge * torch.eye(len(b), dtype=torch.float64)
-        b = b - torch.linalg.solve(curve, slope)
+        step = torch.linalg.solve(curve, slope)
+        b = b - step / step.abs().max().clamp(min=1.0)
     return b.float()
 
 

@@ -27,6 +27,7 @@ from strategies import aggregators, schemes
 from strategies.base import Phase, Release, Task
 from strategies.tree import State, generator
 
+SUPPORT = (0.3, 0.8)  # between which shares of a user's examples a support ends
 CHUNK = 256  # users whose states are in memory at one time
 
 
@@ -152,9 +153,9 @@ class Node:
         splits = self.dataset.users[user]
         train: Sequence[Encoded] = splits.train
         if phase.part != "all":
-            order = torch.randperm(len(train), generator=generator(*key, "halves")).tolist()
-            half = -(-len(order) // 2)  # the larger one where they differ is the support
-            train = [train[i] for i in (order[:half] if phase.part == "support" else order[half:])]
+            share = float(torch.empty(()).uniform_(*SUPPORT, generator=generator(*key, "cut")))
+            cut = max(1, min(round(share * len(train)), len(train) - 1))
+            train = train[:cut] if phase.part == "support" else train[cut:]
         return Learner(state, train, splits.validation, (*key, phase.name))
 
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:

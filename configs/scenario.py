@@ -85,11 +85,12 @@ class Data:
     min_examples: int = 10  # a user with fewer is left out
     max_examples: int = 0  # the latest so many per user are kept; 0: all
     max_tokens: int = 128  # an example is cut to so many tokens; long texts become several examples
+    max_chunks: int = 0  # of one text at most so many, evenly spread over it; 0: all
     train: float = 0.7  # share of each user's examples, the earliest
     validation: float = 0.1  # the next; the rest is the test split
 
     def __post_init__(self) -> None:
-        for name in ("users", "unseen_users", "max_examples"):
+        for name in ("users", "unseen_users", "max_examples", "max_chunks"):
             _require(getattr(self, name) >= 0, f"data.{name}", "0 or more", getattr(self, name))
         _require(self.min_examples >= 3, "data.min_examples", "at least 3 (one per split)", self.min_examples)
         _require(self.max_tokens >= 2, "data.max_tokens", "at least 2", self.max_tokens)

@@ -1,7 +1,8 @@
 """Controls that need a training of their own, each the strongest fair form of itself.
 
 * local_only: every user alone, with as large an adapter and as many epochs as the shared one had, early stopping on
-* shared: the shared adapter trained alone, by the same rounds (in a short run it is the main run's with the private one off)
+* shared: the shared adapter trained alone, by the same rounds (without a control above or below, and with a scheme whose private
+  adapters do not begin anew each round, it is the main run's with the private one off)
 * user_bias: one constant per user and label over that one
 * shared_more_steps: that one, trained on for as many epochs as the private adapters had
 * pooled: one adapter trained on everybody's data in one place, for as many epochs: what federation gives up
@@ -33,7 +34,9 @@ Rows = list[dict[str, Any]]
 def rows(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Iterator[tuple[str, Rows]]:
     """Train the controls that the scenario asks for and yield (name, a row per user)."""
     wanted = [c for c in LONG if c in scenario.controls]
-    if not wanted or scenario.scheme in ("local_only", "shared_only"):
+    never_alone = schemes.build(scenario.scheme).final.fresh  # then the main run's shared adapter is no model by itself
+    shared = never_alone and not {"shared", "user_bias"}.isdisjoint(scenario.controls)
+    if not (wanted or shared) or scenario.scheme in ("local_only", "shared_only"):
         return
     home = folder / "controls"
     if "local_only" in wanted:

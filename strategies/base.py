@@ -59,7 +59,7 @@ class Phase(NamedTuple):
 
     name: Literal["shared", "private"]  # whose training settings (`Scenario.shared_training` or `.private_training`)
     moves: tuple[Owner, ...]
-    part: Literal["all", "support", "query"] = "all"  # of a user's training examples: two halves, drawn anew every round
+    part: Literal["all", "support", "query"] = "all"  # of a user's training examples: the earlier and the later ones
     fresh: bool = False  # what moves begins at its start, not where the user's last round ended
 
 

@@ -27,7 +27,7 @@ def load(data: Data, tokenizer: Any, seed: int) -> Dataset:
     read = source.read(data)
     labels = _labels(source, data, read) if task == "choice" else ()
     ids = label_ids(tokenizer, labels) if labels else ()
-    counts = {user: split.count(examples, task, data.max_tokens) for user, examples in read.items()}
+    counts = {user: split.count(examples, task, data.max_tokens, data.max_chunks) for user, examples in read.items()}
     users, unseen = split.choose(counts, data, seed)
     splits = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
@@ -52,4 +52,5 @@ def _splits(chosen: dict[str, list[Example]], data: Data, tokenizer: Any, task: 
     ordered = {user: split.in_order(examples) for user, examples in chosen.items()}
     examples = [example for found in ordered.values() for example in found]
     pieces = iter(encode(examples, tokenizer, task, labels, data.max_tokens))  # all users in one batch
-    return {user: split.split(user, found, [next(pieces) for _ in found], data) for user, found in ordered.items()}
+    kept = {user: [split.spread(next(pieces), data.max_chunks) for _ in found] for user, found in ordered.items()}
+    return {user: split.split(user, found, kept[user], data) for user, found in ordered.items()}

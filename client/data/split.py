@@ -5,12 +5,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from client.data.encode import Piece
 from client.data.types import Encoded, Example, Splits
 from configs.errors import InputError
 from configs.scenario import Data
 
+T = TypeVar("T")
 CHARACTERS = 4  # per token, about what English takes; counts chunks before any tokenizer is there
 
 
@@ -33,14 +35,20 @@ def choose(counts: Mapping[str, int], data: Data, seed: int) -> tuple[list[str],
     return sorted(rest[: data.users] if data.users else rest), sorted(unseen)
 
 
-def count(examples: Sequence[Example], task: str, max_tokens: int) -> int:
+def count(examples: Sequence[Example], task: str, max_tokens: int, max_chunks: int = 0) -> int:
     """Count a user's examples as ``min_examples`` means them, without a tokenizer.
 
     Whether a user qualifies must not depend on the model, so the chunks of a text are estimated from its characters.
     """
     if task != "text":
         return len(examples)
-    return sum(math.ceil(len(example.answer) / (CHARACTERS * max_tokens)) for example in examples)
+    chunks = (math.ceil(len(example.answer) / (CHARACTERS * max_tokens)) for example in examples)
+    return sum(min(found, max_chunks or found) for found in chunks)
+
+
+def spread(pieces: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of a text's pieces, evenly spread over it and in order; 0: all."""
+    return [pieces[at * len(pieces) // most] for at in range(most)] if 0 < most < len(pieces) else pieces
 
 
 def in_order(examples: Sequence[Example]) -> list[Example]:

@@ -4,9 +4,10 @@ Collins et al., "Exploiting Shared Representations for Personalized Federated Le
 first the head, then the representation with the head as it is. The head is the private adapter's `lora_B` or `core`; its
 representation, `lora_A` or `mix`, is shared, and so is the whole shared adapter.
 
-Deviation: the two steps see different halves of a user's examples, drawn anew each round, and the head is fitted from its start, as in
-Fallah et al., "Personalized Federated Learning with Theoretical Guarantees", NeurIPS 2020, arXiv 2002.07948, algorithm 1. A
-representation that is judged on the examples which the head has seen learns to help heads to overfit.
+Deviation: the two steps see different examples, and the head is fitted from its start, as in Fallah et al., "Personalized Federated
+Learning with Theoretical Guarantees", NeurIPS 2020, arXiv 2002.07948, algorithm 1. A representation that is judged on the examples
+which the head has seen learns to help heads to overfit. The head has the earlier ones and the representation the later ones, parted
+at a moment that is drawn anew each round: that is how a head will be used, and tastes drift.
 """
 
 from strategies.base import Owner, Phase, Scheme

@@ -230,6 +230,7 @@ def test_min_examples_of_a_text_count_its_chunks() -> None:
     documents = [Example("", "x" * 401, 0, "a"), Example("", "x", 0, "b")]
     assert split.count(documents, "text", max_tokens=50) == 4
     assert split.count(documents, "choice", max_tokens=50) == 2
+    assert split.count(documents, "text", max_tokens=50, max_chunks=1) == 2
 
 
 def test_too_few_users_are_reported_with_the_numbers() -> None:
@@ -322,6 +323,11 @@ def test_chunks_of_one_address_lie_on_one_side(presidents: Dataset) -> None:
         if len(set.union(*units)) > 1:
             assert not units[0] & units[2] and not units[0] & units[1] and not units[1] & units[2]
             assert max(units[0]) < min(units[2])
+
+
+def test_a_long_text_keeps_so_many_chunks_evenly_spread() -> None:
+    assert [split.spread(range(8), most) for most in (3, 4, 8, 9)] == [[0, 2, 5], [0, 2, 4, 6], range(8), range(8)]
+    assert split.spread(range(8), 0) == range(8)
 
 
 def test_a_user_with_one_document_is_split_between_its_chunks() -> None:
