@@ -6,7 +6,7 @@ spread of a study is over its seeds. Users of two seeds overlap, so seeds are no
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +26,9 @@ Watch = Callable[[int, int], AbstractContextManager[Observer]]
 
 
 def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch) -> dict[str, Any]:
-    """Run or resume the scenario under each seed, in ``folder/seed-N``, and write ``folder/study.json``; returns what that holds.
+    """Run or resume the scenario under each seed, in ``folder/seed-N``; returns what ``folder/study.json`` then holds.
 
-    ``watch(seed, rounds)`` is a context that gives an observer of the rounds.
+    ``folder/study.md`` is the same as a table. ``watch(seed, rounds)`` is a context that gives an observer of the rounds.
     """
     found = []
     for seed in seeds:
@@ -39,6 +39,7 @@ def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch) 
         found.append(summarize(place))
     together = combine(scenario, found)
     write_text(folder / "study.json", json.dumps(together, indent=1) + "\n")
+    write_text(folder / "study.md", markdown(together))
     return together
 
 
@@ -62,20 +63,40 @@ def combine(scenario: Scenario, summaries: Sequence[dict[str, Any]]) -> dict[str
     }
 
 
+HEADS = ("nll (lowest to highest seed)", "worst tenth", "AUC", "saved by shared + private, per seed", "wins")
+
+
 def table(found: dict[str, Any]) -> Table:
     """A study for a person: nll and AUC per row, and what shared + private saves against it."""
-    shown = Table(title=f"{found['name']}-{found['scenario_hash']}, seeds {found['seeds']}, users {found['users']}", box=None)
+    shown = Table(title=title(found), box=None)
     shown.add_column("")
-    for name in ("nll", "worst tenth", "AUC", "saved by shared + private, per seed", "wins"):
+    for name in HEADS:
         shown.add_column(name, justify="right")
+    for name, cells in _lines(found):
+        shown.add_row(controls.words(name), *cells, style="bold" if name == MAIN else "")
+    return shown
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The same table as Markdown."""
+    rows = [("", *HEADS), ("---", *(["--:"] * len(HEADS)))]
+    rows += [(f"**{controls.words(name)}**" if name == MAIN else controls.words(name), *cells) for name, cells in _lines(found)]
+    return "\n".join([f"{title(found)}:", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def title(found: dict[str, Any]) -> str:
+    """Which scenario, seeds and users a study is of."""
+    seeds, users = (", ".join(map(str, found[name])) for name in ("seeds", "users"))
+    return f"{found['name']}-{found['scenario_hash']}, seeds {seeds}, users {users}"
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, row in found["rows"].items():
         gain = found["gains"].get(name)
         each = "  ".join(f"{-mean:+.4f}" for mean in gain["means"]) if gain else "-"
         wins = f"{gain['wins']} of {len(gain['means'])}" if gain else "-"
         auc = f"{row['auc']['mean']:.3f}" if "auc" in row else "-"
-        cells = (_spread(row["nll"]), f"{row['worst_decile']['mean']:.3f}", auc, each, wins)
-        shown.add_row(controls.words(name), *cells, style="bold" if name == MAIN else "")
-    return shown
+        yield name, (_spread(row["nll"]), f"{row['worst_decile']['mean']:.3f}", auc, each, wins)
 
 
 def _row(rows: Sequence[Row]) -> Row:

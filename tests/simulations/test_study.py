@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from configs.scenario import Scenario
+from server.report import controls
 from simulations.study import combine
 from tests.simulations.command import call
 from tests.simulations.conftest import World
@@ -31,13 +32,15 @@ def test_means_and_spread_over_seeds_by_hand() -> None:
 
 
 def test_the_command_runs_each_seed_with_every_control_and_does_not_run_it_again(world: World, tmp_path: Path) -> None:
-    words = ("study", "movielens", *world.settings, f"controls=[{','.join(CONTROLS)}]", "--seeds", "2", "--out", tmp_path / "x")
-    said = call(*words)
+    command = ("study", "movielens", *world.settings, f"controls=[{','.join(CONTROLS)}]", "--seeds", "2", "--out", tmp_path / "x")
+    said = call(*command)
     assert said.code == 0, said.err
     found = json.loads((tmp_path / "x" / "study.json").read_text())
     assert found["seeds"] == [0, 1] and list(found["rows"]) == list(CONTROLS)
     pages = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").glob("seed-*/report.html")}
     assert len(pages) == 2
-    again = call(*words)
+    lines = (tmp_path / "x" / "study.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| *") for line in lines[4:]] == [controls.words(name) for name in CONTROLS]
+    again = call(*command)
     assert again.code == 0 and "shared + private" in again.out
     assert all(path.stat().st_mtime_ns == at for path, at in pages.items())
