@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results bench flower lint types unit clean
+.PHONY: help env demo test results bench flower deployment lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ bench: env  ## speed against plain PEFT and Flower's Ray simulation, into bench.
 
 flower: env  ## a real `flwr run` on Ray against the fused run of the same scenario
 	$(PY) -m simulations.parity
+
+deployment: env  ## the same over a real SuperLink and two SuperNodes on this machine
+	$(PY) -m simulations.parity --deployment --nodes 2
 
 lint: env
 	$(PY) -m ruff check .

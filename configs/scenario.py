@@ -185,9 +185,14 @@ class Scenario:
 def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Scenario:
     """Read a scenario: a name in `configs/`, or a YAML file, then ``key=value`` overrides.
 
+    Another aggregator begins with its own options, not with those that the file has for the one it names.
     Raises `InputError` for an unknown key, a wrong type or an impossible value.
     """
-    return build(OmegaConf.merge(_read(source), *map(_override, overrides)))
+    tree, changes = _read(source), [_override(item) for item in overrides]
+    named = tree.get("aggregator", Scenario.aggregator)
+    if any(change.get("aggregator", named) != named for change in changes):
+        tree.pop("aggregator_options", None)
+    return build(OmegaConf.merge(tree, *changes))
 
 
 def build(tree: Any) -> Scenario:

@@ -1,4 +1,7 @@
-"""A real ``flwr run`` on Flower's Ray simulation, in a home and on ports of its own, and nothing of it left afterwards."""
+"""A real ``flwr run``, on Flower's Ray simulation or over a SuperLink and SuperNodes of this machine.
+
+Either has a home and ports of its own, and nothing of it is left afterwards.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +21,8 @@ import psutil
 from configs.errors import InputError
 
 LIMIT = 900.0  # seconds for one run
-GRACE = 5.0  # seconds in which the daemon may end by itself
+GRACE = 5.0  # seconds in which a daemon may end by itself
+Config = Mapping[str, str | int | float | bool]
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -59,19 +63,45 @@ def flower_home(folder: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(ray, ignore_errors=True)
 
 
-def run(app: Path, env: Mapping[str, str], nodes: int, config: Mapping[str, str | int | float | bool], cpus: int = 0) -> Done:
+def run(app: Path, env: Mapping[str, str], nodes: int, config: Config, cpus: int = 0) -> Done:
     """Run the app to its end on so many simulated nodes. Each takes one of Ray's ``cpus`` while it works (0: the machine's).
 
     Raises `InputError` when Flower is not installed or the run fails, with the end of what it said.
     """
-    flwr = Path(sys.executable).parent / "flwr"
-    if not flwr.exists():
-        raise InputError(f"Flower's command is not installed beside {sys.executable}")
-    home = Path(env["FLWR_HOME"])
-    (home / "run.toml").write_text(toml(config), encoding="utf-8")
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
     federation += f" init-args-num-cpus={cpus}" if cpus else ""
-    command = [str(flwr), "run", str(app), "--stream", "--federation-config", federation, "--run-config", str(home / "run.toml")]
+    return _flwr_run(app, env, ["--federation-config", federation], config)
+
+
+def deploy(app: Path, env: Mapping[str, str], stores: Sequence[Path], config: Config) -> Done:
+    """Run the app to its end over a SuperLink and a SuperNode for each of ``stores``, which become the nodes' ``HOMING_HOME``.
+
+    The server's is the one in ``env``. Raises `InputError` as `run` does.
+    """
+    home, (link, *ports) = Path(env["FLWR_HOME"]), _free_ports(1 + len(stores))
+    address = f"127.0.0.1:{link}"
+    (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n')
+    commands = [(env, [_tool("flower-superlink"), "--insecure", "--port", str(link)])]
+    for index, (store, port) in enumerate(zip(stores, ports, strict=True)):
+        kept = f"partition-id={index} num-partitions={len(stores)}"
+        node = [_tool("flower-supernode"), "--insecure", "--superlink", address, "--port", str(port), "--node-config", kept]
+        commands.append(({**env, "HOMING_HOME": str(store)}, node))
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        with (home / "daemons.log").open("wb") as said:
+            started += [subprocess.Popen(c, env=e, cwd=home, stdout=said, stderr=subprocess.STDOUT) for e, c in commands]
+        _await(link)
+        return _flwr_run(app, env, ["here"], config)
+    finally:
+        end(home)
+        for process in started:
+            process.wait()
+
+
+def _flwr_run(app: Path, env: Mapping[str, str], where: Sequence[str], config: Config) -> Done:
+    home = Path(env["FLWR_HOME"])
+    (home / "run.toml").write_text(toml(config), encoding="utf-8")
+    command = [_tool("flwr"), "run", str(app), *where, "--stream", "--run-config", str(home / "run.toml")]
     began = time.perf_counter()
     try:
         done = subprocess.run(
@@ -84,7 +114,24 @@ def run(app: Path, env: Mapping[str, str], nodes: int, config: Mapping[str, str 
     return Done(time.perf_counter() - began, done.stdout)
 
 
-def toml(config: Mapping[str, str | int | float | bool]) -> str:
+def _tool(name: str) -> str:
+    found = Path(sys.executable).parent / name
+    if not found.exists():
+        raise InputError(f"Flower's command '{name}' is not installed beside {sys.executable}")
+    return str(found)
+
+
+def _await(port: int, patience: float = 60.0) -> None:
+    """Wait until something listens there: ``flwr run`` does not."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return
+        time.sleep(0.1)
+    raise InputError(f"no SuperLink came up on port {port} within {patience:g} s")
+
+
+def toml(config: Config) -> str:
     """Plain values as TOML, for which JSON's are right: blanks, quotes and all."""
     return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in config.items())
 

@@ -7,23 +7,24 @@
 * shared_more_steps: that one, trained on for as many epochs as the private adapters had
 * pooled: one adapter trained on everybody's data in one place, for as many epochs: what federation gives up
 
-What trains in one place trains with AdamW: a federation's users may take one SGD step a round because its server has the optimizer.
+What trains in one place trains with AdamW and stops early, judged on validation examples: with the scenario's own rate and batch if it
+uses AdamW, else with those below, for a federation's users may take one SGD step a round because its server has the optimizer.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from client.data.types import Dataset, Splits
+from client.node import Node
+from client.private import PrivateStore
 from configs.scenario import Local, Scenario
 from server import checkpoint, rounds
+from simulations.training import World, train
 from strategies import schemes
 from strategies.base import Task
-
-if TYPE_CHECKING:
-    from simulations.run import World
 
 LONG = ("local_only", "shared_more_steps", "pooled")
 LR = 1e-3  # of AdamW, in one place
@@ -31,7 +32,7 @@ LOCAL_BATCH, POOLED_BATCH = 32, 512  # examples
 Rows = list[dict[str, Any]]
 
 
-def rows(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Iterator[tuple[str, Rows]]:
+def rows(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer) -> Iterator[tuple[str, Rows]]:
     """Train the controls that the scenario asks for and yield (name, a row per user)."""
     wanted = [c for c in LONG if c in scenario.controls]
     never_alone = schemes.build(scenario.scheme).final.fresh  # then the main run's shared adapter is no model by itself
@@ -62,7 +63,7 @@ def shared_only(scenario: Scenario) -> Scenario:
 
 def local_only(scenario: Scenario, users: int) -> Scenario:
     """Everyone alone, in one round of as many epochs as a user trained the shared adapter."""
-    local = replace(_in_one_place(scenario, users, LOCAL_BATCH), early_stopping=True)
+    local = _in_one_place(scenario, users, LOCAL_BATCH)
     return replace(scenario, scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0, evaluate_every=0,
                    private=scenario.shared, private_training=local)  # fmt: skip
 
@@ -82,23 +83,17 @@ def extra_rounds(scenario: Scenario, users: int) -> int:
     return max(1, ceil(private / (scenario.shared_training.epochs * share)))
 
 
-def _table(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer,
+def _table(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer,
            wanted: tuple[str, ...]) -> Rows:  # fmt: skip
-    from simulations.run import train
-
     return train(scenario, world, folder, wanted, observe)[1]
 
 
 def _in_one_place(scenario: Scenario, users: int, batch: int) -> Local:
-    epochs = shared_epochs(scenario, users)
-    return replace(scenario.shared_training, optimizer="adamw", lr=LR, momentum=0.0, max_norm=1.0, epochs=epochs, batch=batch)
+    own = replace(scenario.shared_training, epochs=shared_epochs(scenario, users), early_stopping=True)
+    return own if own.optimizer == "adamw" else replace(own, optimizer="adamw", lr=LR, momentum=0.0, max_norm=1.0, batch=batch)
 
 
-def _pooled(scenario: Scenario, world: "World", folder: Path, observe: rounds.Observer) -> Rows:
-    from client.node import Node
-    from client.private import PrivateStore
-    from simulations.run import World, train
-
+def _pooled(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer) -> Rows:
     users = world.dataset.users.values()
     everyone = Splits(*(tuple(e for s in users for e in getattr(s, part)) for part in ("train", "validation", "test")))
     one = Dataset(

@@ -1,33 +1,17 @@
 """One scenario from start to report, in this process."""
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from client import base as bases
 from client import data
-from client.data.types import Dataset
-from client.node import Node
-from client.private import PrivateStore
 from configs.scenario import Scenario
-from server import aggregation, checkpoint, rounds
-from server.checkpoint import Checkpoint
+from server import rounds
 from server.finish import finish
 from server.finish import users_csv as users_csv
 from simulations import retrained
-from simulations.fused import FusedRuntime
-from strategies.base import Task
-
-
-@dataclass(frozen=True)
-class World:
-    """What the main run and its controls have in common."""
-
-    base: bases.Base
-    dataset: Dataset
+from simulations.training import World, train
 
 
 def run(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row: None) -> Path:
@@ -46,21 +30,6 @@ def run(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row
         merge(table, name, extra)
     clock["end"] = time.perf_counter()
     return finish(folder, table, clock, state)
-
-
-def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
-          observe: rounds.Observer) -> tuple[Checkpoint, list[dict[str, Any]]]:  # fmt: skip
-    """Run the rounds and score the test split: the last checkpoint and a row per user."""
-    store = PrivateStore(folder / "private")
-    node = Node(scenario, world.base, world.dataset, store)
-    with closing(node), checkpoint.held(folder):
-        node.warm()
-        checkpoint.begin(folder, scenario)
-        last = checkpoint.latest(folder)
-        store.forget_after(last.round if last else 0)
-        aggregator = aggregation.build(scenario)
-        state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe)
-        return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
 
 
 def merge(table: list[dict[str, Any]], control: str, rows: list[dict[str, Any]]) -> None:

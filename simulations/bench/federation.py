@@ -17,7 +17,7 @@ from client.base import Base
 from client.data.types import Dataset, Splits
 from configs.scenario import Engine, Local, Model, Scenario
 from simulations.bench.world import ADAPTER, LR, encoded
-from simulations.run import World, train
+from simulations.training import World, train
 
 USERS, START, OURS = "users.safetensors", "start.safetensors", "ours"
 TOKENS_PER_PASS = 2048

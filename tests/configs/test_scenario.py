@@ -44,6 +44,17 @@ def test_of_two_overrides_the_last_one_counts() -> None:
     assert load("movielens", ["shared.rank=2", "shared.alpha=3", "shared.rank=4"]).shared == Adapter(rank=4, alpha=3.0)
 
 
+def test_another_aggregator_does_not_inherit_the_options_of_the_one_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("aggregator: fedadam\naggregator_options: {lr: 0.5, tau: 0.1}\n")
+    assert load(path, ["rounds=3", "aggregator=fedadam", "aggregator_options.lr=0.2"]).aggregator_options == {"lr": 0.2, "tau": 0.1}
+    assert load(path, ["aggregator=fedit"]).aggregator_options == {}
+    assert load(path, ["aggregator_options.beta=0.7", "aggregator=fedavgm"]).aggregator_options == {"beta": 0.7}
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("aggregator_options: {lr: 0.5}\n")
+    assert load(bare, ["aggregator=fedit"]).aggregator_options == {"lr": 0.5}, "the file's options are for fedit, which is the default"
+
+
 def test_an_override_is_read_as_yaml() -> None:
     chosen = load(
         "movielens", ["private_training.lr=1e-4", 'data.labels=["yes","no"]', "aggregator_options.momentum=1", "data.path=a b=c"]

@@ -1,5 +1,6 @@
 """A real ``flwr run`` of this project on Ray ends where one fused process ends, and leaves no process behind."""
 
+import math
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+import torch
 
+from client.private import PrivateStore
 from configs.errors import InputError
 from simulations import flower_ray, parity
 from simulations.flower_ray import Done, belonging, flower_home
@@ -71,7 +74,31 @@ def test_no_process_of_flowers_or_rays_is_left(ran: Ran) -> None:
     assert belonging(home) == set() and not Path(ran.scratch).exists()
 
 
+def test_a_superlink_and_its_supernodes_end_when_the_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[psutil.Process] = []
+
+    def fails(_app: Path, env: Mapping[str, str], where: list[str], _config: Any) -> Done:
+        seen.extend(belonging(Path(env["FLWR_HOME"])))
+        assert where == ["here"]
+        raise InputError("the run failed")
+
+    monkeypatch.setattr(flower_ray, "_flwr_run", fails)
+    with flower_home(tmp_path) as env, pytest.raises(InputError, match="the run failed"):
+        flower_ray.deploy(tmp_path, env, [tmp_path / "node0", tmp_path / "node1"], {})
+    assert len(seen) >= 3 and not any(process.is_running() for process in seen)
+
+
 # ---------------------------------------------------------------------- without Flower
+def test_a_user_kept_by_two_nodes_or_by_none_is_not_the_same(tmp_path: Path) -> None:
+    here, *there = (PrivateStore(tmp_path / name) for name in ("fused", "node0", "node1"))
+    start, end = {"x": torch.zeros(2)}, {"x": torch.ones(2)}
+    for user, stores in {"u0": there[:1], "u1": there, "u2": []}.items():
+        for store in (here, *stores):
+            store.save(user, 1, end)
+    shares = {user: found.share for user, found in parity._private(["u0", "u1", "u2", "u3"], start, here, there)}
+    assert shares == {"u0": 0.0, "u1": math.inf, "u2": math.inf}
+
+
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'], env={})"
 
 
