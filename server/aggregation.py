@@ -8,7 +8,7 @@ from strategies.base import Aggregator
 def build(scenario: Scenario) -> Aggregator:
     """Look up the scenario's aggregator. Raises `InputError` for an unknown name or option."""
     if scenario.aggregator.startswith(aggregators.FLOWER):
-        from server.flower_strategy import aggregator  # a run that needs nothing of Flower's does not wait for its import
+        from server.flower_aggregator import aggregator  # a run that needs nothing of Flower's does not wait for its import
 
         return aggregator(scenario.aggregator.removeprefix(aggregators.FLOWER), scenario.aggregator_options)
     return aggregators.build(scenario.aggregator, scenario.aggregator_options)

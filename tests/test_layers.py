@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("configs", "strategies", "client", "server", "simulations")
-FLOWER = {"client/app.py", "client/wire.py", "server/app.py", "server/grid.py", "server/flower_strategy.py"}
+FLOWER = {
+    "client/app.py",
+    "client/wire.py",
+    "server/app.py",
+    "server/grid.py",
+    "server/flower_aggregator.py",
+    "server/flower_strategy.py",
+}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -20,7 +20,7 @@ from client.node import split
 from configs.errors import InputError
 from configs.scenario import Scenario, load
 from server import aggregation, checkpoint, rounds
-from server import flower_strategy as bridge
+from server import flower_aggregator as bridge
 from server.checkpoint import Checkpoint
 from server.flower_strategy import HomingStrategy
 from server.grid import GridRuntime
