@@ -160,7 +160,7 @@ class Scenario:
     aggregator_options: dict[str, float] = field(default_factory=dict)
     weights: Literal["examples", "uniform"] = "examples"  # of users in the aggregate
     max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted
-    evaluate_every: int = 1  # rounds between evaluations on the validation split; 0: only at the end
+    evaluate_every: int = 1  # rounds between evaluations on the validation split, and after the last; 0: none
     controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
     model: Model = field(default_factory=Model)
     shared: Adapter = field(default_factory=Adapter)

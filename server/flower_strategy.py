@@ -71,11 +71,11 @@ class HomingStrategy(Strategy):
         """Ask for the validation split in the rounds in which the scenario evaluates."""
         if config:
             raise InputError("evaluate_config has no part in a run of Homing: say it in the scenario")
-        every, runtime = self.scenario.evaluate_every, self._runtime(grid)
-        if not every or server_round % every:
+        runtime, wanted = self._runtime(grid), rounds.followed(self.scenario, server_round)
+        if not wanted:
             return []
         after = Task(server_round + 1, dict(arrays.to_torch_state_dict()))
-        return questions(runtime.homes(), after, runtime.run, "validation", rounds.VALIDATED)
+        return questions(runtime.homes(), after, runtime.run, "validation", wanted)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
         """Means over users, as ``<row>.<metric>``."""

@@ -51,6 +51,16 @@ def plan(scenario: Scenario, shared: State, number: int) -> Task:
     return Task(number, shared, ("shared",) if both else ("shared", "private"))
 
 
+def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
+    """The rows that are scored on the validation split after a round: every so often, and after the last one.
+
+    Where private adapters begin anew each round, the shared one is nothing by itself.
+    """
+    every, alone = scenario.evaluate_every, not schemes.build(scenario.scheme).final.fresh
+    due = every and (number % every == 0 or number == last_round(scenario))
+    return tuple(row for row in VALIDATED if alone or row != "shared") if due else ()
+
+
 def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
     """The users of a round: a fixed number without replacement, keyed by (seed, round); everyone in the last, private one."""
     if not scenario.users_per_round or scenario.users_per_round >= len(users) or number > scenario.rounds:
@@ -78,9 +88,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         "train_loss": tally.metrics["loss"] / max(tally.metrics["examples"], 1.0),
         "update_norm": norm(subtract(shared, state.shared)),
     }
-    if scenario.evaluate_every and task.round % scenario.evaluate_every == 0:
-        after = Task(task.round + 1, shared)
-        row["validation"] = averages(runtime.evaluate(after, "validation", VALIDATED))
+    if wanted := followed(scenario, task.round):
+        row["validation"] = averages(runtime.evaluate(Task(task.round + 1, shared), "validation", wanted))
         clock.lap("evaluate")
     row["seconds"] = clock.seconds
     return Checkpoint(task.round, shared, memory, [*state.rows, row])

@@ -245,7 +245,7 @@ def test_the_strategy_evaluates_in_the_rounds_in_which_the_scenario_does(world: 
     assert scenario.evaluate_every == 2
     result = HomingStrategy(scenario).start(LocalGrid(world), start, 3)
     rows = {row["round"]: row for row in by_rounds(scenario, world, start, tmp_path / "run").rows}
-    assert list(result.evaluate_metrics_clientapp) == [2] == [n for n, row in rows.items() if "validation" in row]
+    assert list(result.evaluate_metrics_clientapp) == [2, 3] == [n for n, row in rows.items() if "validation" in row]
     want = {f"{row}.{name}": value for row, columns in rows[2]["validation"].items() for name, value in columns.items()}
     assert dict(result.evaluate_metrics_clientapp[2]) == want and want["shared_private.nll"] > 0
     never = HomingStrategy(scenario_of(f"{world} evaluate_every=0")).start(LocalGrid(f"{world} evaluate_every=0"), start, 1)

@@ -220,6 +220,14 @@ def test_rows_count_what_went_over_the_wire(tmp_path: Path) -> None:
     assert rows[0]["update_norm"] > 0
 
 
+def test_validation_is_scored_every_so_often_and_after_the_last_round() -> None:
+    scenario = replace(SCENARIO, rounds=6, evaluate_every=4, personalize=1)
+    assert [n for n in range(1, 8) if rounds.followed(scenario, n)] == [4, 7]
+    assert rounds.followed(replace(scenario, evaluate_every=0), 7) == ()
+    assert "shared" in rounds.followed(scenario, 4)
+    assert "shared" not in rounds.followed(replace(scenario, scheme="fedrep"), 4)
+
+
 # ------------------------------------------------------------------ bad releases
 def changed(release: Release, name: str, value: torch.Tensor) -> Release:
     """With one tensor replaced or added."""
