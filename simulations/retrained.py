@@ -22,6 +22,7 @@ from client.node import Node
 from client.private import PrivateStore
 from configs.scenario import Local, Scenario
 from server import checkpoint, rounds
+from server.checkpoint import Checkpoint
 from simulations.training import World, train
 from strategies import schemes
 from strategies.base import Task
@@ -43,14 +44,14 @@ def rows(scenario: Scenario, world: World, folder: Path, observe: rounds.Observe
     if "local_only" in wanted:
         yield "local_only", _table(local_only(scenario, len(world.dataset.users)), world, home / "local_only", observe, ("local_only",))
     alone = shared_only(scenario)
+    if scenario.private_from == scenario.rounds:  # then those were the main run's rounds
+        _from(checkpoint.latest(folder), alone, home / "shared")
     table = _table(alone, world, home / "shared", observe, ("shared", "user_bias"))
     yield "shared", table
     yield "user_bias", table
     if "shared_more_steps" in wanted:
         more = replace(alone, rounds=alone.rounds + extra_rounds(scenario, len(world.dataset.users)))
-        if checkpoint.latest(home / "shared_more_steps") is None and (last := checkpoint.latest(home / "shared")):
-            checkpoint.begin(home / "shared_more_steps", more)
-            checkpoint.commit(home / "shared_more_steps", last)
+        _from(checkpoint.latest(home / "shared"), more, home / "shared_more_steps")
         yield _renamed("shared_more_steps", _table(more, world, home / "shared_more_steps", observe, ("shared",)))
     if "pooled" in wanted:
         yield _renamed("pooled", _pooled(scenario, world, home / "pooled", observe))
@@ -81,6 +82,14 @@ def extra_rounds(scenario: Scenario, users: int) -> int:
     kept = 0 if fresh else scenario.rounds - scenario.private_from
     private = kept * scenario.private_training.epochs * share + scenario.personalize
     return max(1, ceil(private / (scenario.shared_training.epochs * share)))
+
+
+def _from(last: Checkpoint | None, scenario: Scenario, folder: Path) -> None:
+    """Let a scenario's run begin where another has come to."""
+    if last is not None and checkpoint.latest(folder) is None:
+        reached = min(last.round, scenario.rounds)  # a last round that trains only private adapters has left the shared one as it was
+        checkpoint.begin(folder, scenario)
+        checkpoint.commit(folder, replace(last, round=reached, rows=last.rows[:reached]))
 
 
 def _table(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer,
