@@ -153,7 +153,7 @@ def fetch() -> None:
 
 @app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))
 def bench(
-    only: Annotated[str, typer.Option(help="Run one benchmark by name.")] = "",
+    only: Annotated[str, typer.Option(help="Run the one benchmark that a figure belongs to.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds; shows that it works, not how fast.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show the costliest operators of a fused step instead.")] = False,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench.json"),
@@ -166,8 +166,7 @@ def bench(
         _say(suite.operators(only, quick))
         return
     busy = os.getloadavg()[0]
-    found = suite.run(only, quick)
-    suite.write(found, out)
+    found = suite.run(only, quick, lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found, quick, busy))
     _say(f"figures: {out}")
 

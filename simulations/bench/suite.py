@@ -60,8 +60,11 @@ BENCHMARKS = (
 )  # fmt: skip
 
 
-def run(only: str = "", quick: bool = False) -> dict[str, Figure]:
-    """Measure, all or the benchmark that a name belongs to. Raises `InputError` for an unknown name."""
+def run(only: str = "", quick: bool = False, done: Callable[[dict[str, Figure]], None] = lambda _: None) -> dict[str, Figure]:
+    """Measure, all or the benchmark that a name belongs to. Raises `InputError` for an unknown name.
+
+    ``done`` is called with all figures so far after each benchmark: some take minutes.
+    """
     names = [name for benchmark in BENCHMARKS for name in benchmark.names]
     if only and only not in names:
         raise unknown("benchmark", only, names)
@@ -70,7 +73,8 @@ def run(only: str = "", quick: bool = False) -> dict[str, Figure]:
         size = benchmark.quick if quick else benchmark.size
         if size is not None and (not only or only in benchmark.names):
             found |= benchmark.measure(benchmark.names[0], size, 1 if quick else benchmark.repetitions)
-    return {name: figure for name, figure in found.items() if not only or name == only}
+            done(found)
+    return found
 
 
 def write(found: Mapping[str, Figure], path: Path) -> None:

@@ -50,8 +50,10 @@ def test_the_command_writes_every_quick_figure_with_its_unit(tmp_path: Path) -> 
         assert name in done.stdout
 
 
-def test_one_figure_can_be_asked_for_by_any_of_its_names() -> None:
-    assert list(suite.run("fused_vs_peft_overhead_lean", quick=True)) == ["fused_vs_peft_overhead_lean"]
+def test_one_benchmark_can_be_asked_for_by_any_of_its_figures_and_is_told_as_soon_as_it_is_done() -> None:
+    told: list[list[str]] = []
+    found = suite.run("fused_vs_peft_overhead_lean", True, lambda so_far: told.append(list(so_far)))
+    assert told == [list(found)] == [["fused_vs_peft_overhead", "fused_vs_peft_overhead_lean"]]
     with pytest.raises(InputError, match="did you mean 'fused_vs_pooled'"):
         suite.run("fused_vs_poled")
 
