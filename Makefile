@@ -32,8 +32,8 @@ demo: env  ## personalize SmolLM2 for MovieLens users and print what it brought
 
 test: lint types unit  ## lint, types, tests
 
-results: env  ## the README's table: three seeds with every control (about an hour on two cores)
-	$(PY) -m simulations study results --seeds 3
+results: env  ## the README's tables: three seeds with every control, on three data sets (hours on two cores)
+	for scenario in results sotu debian; do $(PY) -m simulations study $$scenario --seeds 3 || exit; done
 
 bench: env  ## speed against plain PEFT and Flower's Ray simulation, into bench.json; wants a quiet machine
 	$(PY) -m simulations bench
