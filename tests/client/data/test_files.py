@@ -9,20 +9,13 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
-from transformers import AutoTokenizer
 
-from client.base import embedded_path
 from client.data import SOURCES, Example, load
 from configs.errors import InputError
 from configs.scenario import Data, Fields
 
 ROWS = [{"user": u, "prompt": f"{u}{i}?", "label": "ab"[i % 2], "when": 100 - i} for u in "xy" for i in range(12)]
 TIMED = Fields(time="when")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(embedded_path())
 
 
 def read(path: Path, task: Any = "choice", fields: Fields = TIMED, labels: tuple[str, ...] = ()) -> dict[str, list[Example]]:
