@@ -1,4 +1,4 @@
-"""What a person sees while a run is going on: a bar on a terminal, one plain line a round elsewhere."""
+"""What a person sees while a run is going on: a bar on a terminal, elsewhere about twenty plain lines, and whatever is not as usual."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from server.report.controls import words
 from server.rounds import Observer
 
+LINES = 20
+
 
 @contextmanager
 def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[Observer]:
@@ -19,7 +21,14 @@ def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[O
     """
     whose = _whose(name, rounds, done)
     if not console.is_interactive:
-        yield lambda row: _print(console, f"{whose(row)} {line(row)}")
+        step = max(1, rounds // LINES)
+
+        def tell(row: dict[str, Any]) -> None:
+            label = whose(row)
+            if row["round"] % step == 0 or row["round"] == rounds or row.get("validation") or row["dropped"]:
+                _print(console, f"{label} {line(row)}")
+
+        yield tell
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[now]}", markup=False))  # fmt: skip

@@ -156,6 +156,16 @@ def test_a_terminal_gets_a_bar_with_users_and_tokens_per_second(terminal: bool) 
     assert "[tiny], a control" in text
 
 
+def test_without_a_terminal_a_long_run_is_about_twenty_lines_and_what_is_not_as_usual() -> None:
+    seen = io.StringIO()
+    usual = ROW | {"dropped": {}, "validation": {}}
+    with watch(Console(file=seen, width=120), "long", 205) as observe:
+        for number in range(1, 206):
+            observe(usual | {"round": number} | ({"dropped": {"nan": 1}} if number == 33 else {}))
+    told = [int(words.split()[2].removesuffix(":")) for words in seen.getvalue().splitlines()]
+    assert told == sorted({*range(10, 206, 10), 33, 205})
+
+
 # ------------------------------------------------------------------ show, compare, list
 def test_a_scenario_is_shown_so_that_it_loads_again(world: World, here: Path) -> None:
     settings = [*world.settings, f"data.path=/{'long/' * 250}[bold]:smile:[/bold]"]
