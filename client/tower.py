@@ -83,7 +83,7 @@ class Tower:
         self.originals = [layer.forward for layer in base.layers]
         self._patch_layers(engine.checkpointing)
         self.cache = ActivationCache(0)
-        self.last: tuple[tuple[Encoded, ...], tuple[Rows, Entry]] = ((), (pad([_probe(3)]), {}))
+        self.last: tuple[tuple[Encoded, ...], Rows, Entry] | None = None
         self.way: Way = self._choose(layouts)
         self.cache = open_cache(engine.cache, engine.cache_mb, base.model, f"{self.way}-{self.entry}")
 
@@ -110,13 +110,13 @@ class Tower:
 
     def _batch(self, examples: Sequence[Encoded]) -> tuple[Rows, Entry]:
         """Examples as padded rows with what is cached of them. The last ones are kept: epochs over one batch repeat them."""
-        kept, batch = self.last
-        if self.way == "ids" or len(kept) != len(examples) or any(a is not b for a, b in zip(kept, examples, strict=True)):
+        if self.way == "ids":
+            return pad(examples).to(self.base.device), {}
+        if self.last is None or [*map(id, self.last[0])] != [*map(id, examples)]:
             rows = pad(examples).to(self.base.device)
-            entries = self._entries(rows) if self.way != "ids" else [{}]
-            batch = rows, {name: _padded([e[name] for e in entries]) for name in entries[0]}
-            self.last = tuple(examples), batch
-        return batch
+            entries = self._entries(rows)
+            self.last = tuple(examples), rows, {name: _padded([e[name] for e in entries]) for name in entries[0]}
+        return self.last[1:]
 
     def positions(self, example: Encoded) -> int:
         """How many positions of an example are computed with adapters: what a planner counts."""
@@ -159,12 +159,11 @@ class Tower:
 
     def _forward_keys(self, rows: Rows, cached: Entry) -> Predicting:
         hidden_NQD, keys_NHTE, values_NHTE = cached["hidden"], cached["keys"].transpose(1, 2), cached["values"].transpose(1, 2)
-        query_NQ = rows.start_N[:, None] - 1 + torch.arange(hidden_NQD.shape[1], device=hidden_NQD.device)
+        query_NQ = rows.queries(hidden_NQD.shape[1])
         seen_NQT = torch.arange(keys_NHTE.shape[2], device=hidden_NQD.device) <= query_NQ[..., None]
         mask = seen_NQT[:, None]
         if self.base.model.config._attn_implementation != "sdpa":
             mask = torch.zeros_like(mask, dtype=hidden_NQD.dtype).masked_fill(~mask, torch.finfo(hidden_NQD.dtype).min)
-        query_NQ = rows.queries(hidden_NQD.shape[1])
         final = self._forward(
             hidden_NQD,
             input_ids=rows.ids_NT.gather(1, query_NQ),
@@ -313,7 +312,7 @@ class Tower:
         plain = self(probe, blocks).hidden_MD
         applies = {"tail": lambda: bool(self.tail), "keys": lambda: self._keys_stay(probe, blocks), "hidden": lambda: True}
         for way in ("tail", "keys", "hidden"):
-            self.way, self.last = way, ((), self.last[1])
+            self.way, self.last = way, None
             try:
                 same = applies[way]() and torch.allclose(
                     self(probe, blocks).hidden_MD, plain, atol=2e-2 if plain.dtype != torch.float32 else 1e-4, rtol=1e-3
@@ -330,7 +329,7 @@ class Tower:
                 break
         else:
             way = "ids"
-        self.last = ((), self.last[1])
+        self.last = None
         return way
 
     def _keys_stay(self, probe: Sequence[Encoded], blocks: Blocks) -> bool:

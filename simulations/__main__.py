@@ -15,12 +15,11 @@ from configs.errors import InputError
 from configs.scenario import Scenario, load, scenario_hash, to_yaml
 from simulations import folders, usage
 
-PROGRAM = "python -m simulations"
 WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 app = typer.Typer(
     cls=usage.Commands,
     help="Homing: federated personalization of language models. What is shared travels, what is yours stays home.",
-    epilog=f"Start with: {PROGRAM} run demo",
+    epilog=f"Start with: {usage.PROGRAM} run demo",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -223,7 +222,7 @@ def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
 
 
 def _again(folder: Path) -> str:
-    return f"{PROGRAM} resume {shlex.quote(str(folder))}"
+    return f"{usage.PROGRAM} resume {shlex.quote(str(folder))}"
 
 
 def _console() -> Console:
@@ -251,7 +250,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        code = app(prog_name=PROGRAM, standalone_mode=False)
+        code = app(prog_name=usage.PROGRAM, standalone_mode=False)
     except InputError as error:
         code = _fail(str(error))
     except ClickException as error:

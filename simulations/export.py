@@ -6,7 +6,7 @@ from pathlib import Path
 
 from client import base as bases
 from client import data
-from client.adapters.fisher import fitted
+from client.adapters.fisher import fitted, needs_texts
 from client.adapters.layout import Layout
 from client.node import Split, split
 from client.peft_io import save_user
@@ -63,7 +63,7 @@ def _check(user: str, listed: dict[str, bool], folder: Path) -> None:
 
 def _fitted(scenario: Scenario, base: bases.Base, parts: Split, layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
     """Fit factors to the public texts again, where they were; nothing else of the data is needed."""
-    if not any(x.config.kind in ("core", "mixed") and x.config.factors == "fisher" for x in layouts):
+    if not any(map(needs_texts, layouts)):
         return layouts
     found = data.load(scenario.data, base.tokenizer, scenario.seed)
     tower = Tower(base, parts.layouts, replace(scenario.engine, cache="none"))

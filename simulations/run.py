@@ -9,7 +9,6 @@ from client import data
 from configs.scenario import Scenario
 from server import rounds
 from server.finish import finish
-from server.finish import users_csv as users_csv
 from simulations import retrained
 from simulations.training import World, train
 

@@ -11,6 +11,8 @@ from configs.errors import InputError, close, did_you_mean, unknown
 from configs.scenario import HERE, Scenario
 from simulations.folders import is_run
 
+PROGRAM = "python -m simulations"
+
 
 class Stopped(Exception):  # noqa: N818 - a person wanted it
     """A person has stopped a run. The command line prints how to go on and exits with code 130."""
@@ -66,6 +68,4 @@ def sentence(error: ClickException) -> str:
 
 def examples(*lines: str) -> str:
     """The last lines of a command's help."""
-    return "\n\n".join(
-        ["[bold]Examples[/bold]" if len(lines) > 1 else "[bold]Example[/bold]", *(f"  python -m simulations {x}" for x in lines)]
-    )
+    return "\n\n".join(["[bold]Examples[/bold]" if len(lines) > 1 else "[bold]Example[/bold]", *(f"  {PROGRAM} {x}" for x in lines)])

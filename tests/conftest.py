@@ -1,6 +1,8 @@
 """Tiny random models, users of made-up token ids, and a process that reaches no network."""
 
+import json
 import os
+import random
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -13,6 +15,7 @@ os.environ |= {
 }
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +54,19 @@ def llama() -> Base:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=VOCAB, num_hidden_layers=LAYERS, initializer_range=0.1, **shape)  # type: ignore[arg-type]
     return _base(LlamaForCausalLM, config, "tiny-llama")
+
+
+def write_files(folder: Path, tokenizer: Any, users: int) -> str:
+    """Write a tiny Llama and users of different sizes that answer prompts with yes or no; returns the settings that name them."""
+    llama().model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "users").mkdir()
+    draw = random.Random(0)
+    for user in range(users):
+        texts = [" ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(2, 7))) for _ in range(6 + user % 4)]
+        made = [json.dumps({"prompt": text, "label": draw.choice(["yes", "no"])}) + "\n" for text in texts]
+        (folder / "users" / f"u{user}.jsonl").write_text("".join(made))
+    return f"model.name={folder / 'model'} data.path={folder / 'users'}"
 
 
 def gpt2() -> Base:

@@ -47,9 +47,14 @@ class _Probe:
         return {name: part(name) for name in self.modules}
 
 
+def needs_texts(layout: Layout) -> bool:
+    """Whether a layout's factors are fitted to public texts."""
+    return layout.config.factors == "fisher" and layout.config.kind in ("core", "mixed")
+
+
 def fitted(layout: Layout, tower: Tower, public: Sequence[Encoded], label_ids: tuple[int, ...]) -> Layout:
     """The same layout with its factors fitted to public texts. Raises `InputError` where there are none."""
-    if layout.config.factors != "fisher" or layout.config.kind not in ("core", "mixed"):
+    if not needs_texts(layout):
         return layout
     if not public:
         raise InputError(f"{layout.block}.factors: 'fisher' needs public texts, which this data has not; use 'svd' or 'random'")

@@ -183,8 +183,8 @@ def ran(folder: Path, base: Base, scheme: str, kind: str, texts: Callable[..., l
     node = Node(scenario, base, data, PrivateStore(folder / "private"))
     try:
         from server import rounds
+        from server.finish import users_csv
         from simulations.fused import FusedRuntime
-        from simulations.run import users_csv
         from strategies.base import Task
 
         last = rounds.run(scenario, FusedRuntime(node), node.split.aggregator, node.split.shared_start(), folder)

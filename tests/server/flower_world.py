@@ -1,8 +1,6 @@
 """A small federation on disk, and a Flower grid in this process: the real `ClientApp` on real messages, through their wire form."""
 
 import itertools
-import json
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from server.checkpoint import Checkpoint
 from simulations.fused import FusedRuntime
 from strategies.files import read_state
 from strategies.tree import State
-from tests.conftest import llama
+from tests.conftest import write_files
 
 USERS, NODES, RUN = 7, 3, 77
 KEPT = [{"partition-id": index, "num-partitions": NODES} for index in range(NODES)]
@@ -37,15 +35,7 @@ BASE = (
 
 def write_world(folder: Path, tokenizer: Any) -> str:
     """Write a model and users of different sizes; returns the overrides that name them."""
-    llama().model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "users").mkdir()
-    draw = random.Random(0)
-    for user in range(USERS + 2):
-        texts = [" ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(2, 7))) for _ in range(6 + user % 4)]
-        made = [json.dumps({"prompt": text, "label": draw.choice(["yes", "no"])}) + "\n" for text in texts]
-        (folder / "users" / f"u{user}.jsonl").write_text("".join(made))
-    return f"{BASE} model.name={folder / 'model'} data.path={folder / 'users'}"
+    return f"{BASE} {write_files(folder, tokenizer, USERS + 2)}"
 
 
 def scenario_of(overrides: str) -> Scenario:

@@ -5,7 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from simulations.__main__ import main
-from tests.conftest import llama
+from tests.conftest import write_files
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS, ROUNDS = 6, 3
@@ -43,15 +42,7 @@ class Said:
 
 def write_world(folder: Path, tokenizer: Any) -> str:
     """Write a model and users; returns the settings that name them."""
-    llama().model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "users").mkdir()
-    draw = random.Random(0)
-    for user in range(USERS + 1):
-        texts = [" ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(2, 7))) for _ in range(6 + user % 4)]
-        made = [json.dumps({"prompt": text, "label": draw.choice(["yes", "no"])}) + "\n" for text in texts]
-        (folder / "users" / f"u{user}.jsonl").write_text("".join(made))
-    return f"{SETTINGS} model.name={folder / 'model'} data.path={folder / 'users'}"
+    return f"{SETTINGS} {write_files(folder, tokenizer, USERS + 1)}"
 
 
 def call(*words: str | Path) -> Said:
