@@ -3,7 +3,7 @@
 Rows make what belongs to a user explicit: the optimizer gets one parameter per user (so its state is per user, and a user who has
 finished is simply not stepped), norms are row norms, moving a user's state is one copy.
 
-Shape suffixes: K users, P numbers per user.
+Shape suffixes: K users, u privacy units of each, P numbers per user.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from configs.scenario import Local
 from strategies.tree import State
+
+ROUNDING = 1 - 1e-5  # keeps a clipped norm below its bound in float32
 
 
 class Flat:
@@ -40,6 +42,26 @@ class Flat:
         for slope, view in zip(slopes, self.views(self.grad_KP[: len(next(iter(leaves.values())))]).values(), strict=True):
             if slope is not None:
                 view += slope
+
+    def leaves_per_unit(self, users: int, units: int) -> State:
+        """Leaves [K, u, ...] that show each of the first ``users`` rows u times, without copying: each unit gets its own gradient."""
+        shown = {n: v.unsqueeze(1).expand(-1, units, *v.shape[1:]) for n, v in self.views(self.theta_KP[:users]).items()}
+        return {name: value.detach().requires_grad_() for name, value in shown.items()}
+
+    def accumulate_clipped(self, loss: Tensor, leaves: State, clip: float) -> None:
+        """Add up each user's units' gradients, each scaled to an L2 norm of at most ``clip`` over all leaves.
+
+        A unit whose gradient is not finite adds nothing.
+        """
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        parts = [slope.flatten(2) for slope in slopes]
+        norm_Ku = torch.stack([torch.linalg.vector_norm(p, dim=2, dtype=torch.float32) for p in parts]).norm(dim=0)
+        scale_Ku = (clip * ROUNDING / norm_Ku.clamp(min=1e-12)).clamp(max=1.0)
+        if not bool(norm_Ku.isfinite().all()):
+            sane_Ku1 = norm_Ku.isfinite().unsqueeze(2)
+            scale_Ku, parts = scale_Ku.nan_to_num(0.0), [p.where(sane_Ku1, 0.0) for p in parts]
+        for part, view in zip(parts, self.views(self.grad_KP[: len(scale_Ku)]).values(), strict=True):
+            view += torch.bmm(scale_Ku.unsqueeze(1), part.float()).view_as(view)
 
     def state(self) -> State:
         """A copy, stacked by user."""

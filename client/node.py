@@ -4,10 +4,10 @@ A phone keeps one user, a hospital hundreds, a simulation all of them.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +18,28 @@ from client.adapters.fisher import fitted
 from client.adapters.layout import Layout, layout
 from client.data.types import Dataset, Encoded
 from client.private import PrivateStore
+from client.purse import Purse
 from client.score import scores
 from client.tower import Blocks, Tower
 from client.train import Learner, Trainer, Work, together
 from configs.errors import InputError
 from configs.scenario import Local, Scenario
 from strategies import aggregators, schemes
-from strategies.base import Phase, Release, Task
+from strategies.base import Phase, Release, Task, released
+from strategies.privacy import budget
+from strategies.privacy.events import Event
 from strategies.tree import State, generator
 
-SUPPORT = (0.3, 0.8)  # between which shares of a user's examples a support ends
+Noises = dict[str, list[float]]  # user -> noise multiplier of each phase of a round
 CHUNK = 256  # users whose states are in memory at one time
+
+
+class Turn(NamedTuple):
+    """One user in one phase."""
+
+    user: str
+    train: Sequence[Encoded]
+    noise: float  # multiplier; 0 where the phase is not guarded
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,7 @@ class Split:
 
     def released(self, key: str, round_: int) -> bool:
         """Whether a tensor is trained and released in a round: shared, and if it is a LoRA's, one of the aggregator's factors."""
-        factor = ".lora_" not in key or any(f".{f}." in key for f in self.aggregator.factors(round_))
-        return self.owner(key) == "shared" and factor
+        return self.owner(key) == "shared" and released(key, self.aggregator.factors(round_))
 
     def name(self, key: str) -> str:
         """What "block/name" is called on its way: PEFT's own name for the shared block, the key itself for what else is shared."""
@@ -86,8 +96,10 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
 class Node:
     """Users, their data and private adapters, and the engine that trains them."""
 
-    def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore) -> None:
-        self.scenario, self.base, self.dataset, self.store = scenario, base, dataset, store
+    def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore,
+                 purse: Purse | None = None) -> None:  # fmt: skip
+        """Put the adapters on the base. Without a ``purse`` a node trains nobody whose examples are to be protected."""
+        self.scenario, self.base, self.dataset, self.store, self.purse = scenario, base, dataset, store, purse
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
         self.split = split(scenario, base)
@@ -118,10 +130,13 @@ class Node:
 
     def _train_chunk(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         began, work = time.perf_counter(), Work()
-        received = self._received(task)
+        received, phases = self._received(task), self._phases(task)
+        parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in users}
+        users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (users, {})
         states = [self._state(user, task, received) for user in users]
-        for phase in self._phases(task):
-            states = self._phase(task, phase, users, states, work)
+        for index, phase in enumerate(phases):
+            turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
+            states = self._phase(task, phase, turns, states, work)
         for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.owner(k) == "private"}
             if private and any(v is not self.start[k] for k, v in private.items()):
@@ -137,26 +152,52 @@ class Node:
         found = [scheme.final] if "final" in task.turns else [p for p in scheme.phases if p.name in task.turns]
         return found if len(found) > 1 else [p._replace(part="all") for p in found]
 
-    def _phase(self, task: Task, phase: Phase, users: Sequence[str], states: list[State], work: Work) -> list[State]:
-        scenario = self.scenario
-        local = scenario.shared_training if phase.name == "shared" else scenario.private_training
-        if task.epochs is not None:
-            local = _with_epochs(local, task.epochs)
+    def _booked(self, task: Task, phases: Sequence[Phase],
+                parts: Mapping[str, Sequence[Sequence[Encoded]]]) -> tuple[list[str], Noises]:  # fmt: skip
+        """The users whose budget allows this round, which is then booked, and the noise of each one's phases."""
+        if self.purse is None:
+            raise RuntimeError("a node that is to protect examples needs a purse")
+        last = "final" in task.turns
+        noise: Noises = {}
+        costs: dict[str, dict[str, Event]] = {}
+        for user, examples in parts.items():
+            known = self.purse.noise(user, len(self.dataset.users[user].train), task.participations)
+            noise[user] = [known[budget.label(phase, last)] for phase in phases]
+            spent = [self._cost(task, phase, z, len(x)) for phase, z, x in zip(phases, noise[user], examples, strict=True)]
+            costs[user] = dict(zip((budget.label(phase, last) for phase in phases), spent, strict=True))
+        allowed = self.purse.book(task.round, self.split.scheme, costs)
+        return [user for user in parts if user in allowed], noise
+
+    def _cost(self, task: Task, phase: Phase, noise: float, examples: int) -> Event:
+        local = self._local(task, phase)
+        return budget.event(noise, examples, local.batch, local.epochs)
+
+    def _local(self, task: Task, phase: Phase) -> Local:
+        local = budget.local(self.scenario, phase)
+        return local if task.epochs is None else replace(local, epochs=task.epochs)
+
+    def _phase(self, task: Task, phase: Phase, turns: Sequence[Turn], states: list[State], work: Work) -> list[State]:
         if phase.fresh:
             states = [{k: self.start[k] if self.split.owner(k) in phase.moves else v for k, v in s.items()} for s in states]
-        learners = [self._learner(phase, u, s, (scenario.seed, task.round, u)) for u, s in zip(users, states, strict=True)]
-        moved, done = self.trainer.train(learners, lambda key: self.split.moves(key, phase, task.round), local)
+        learners = [
+            Learner(
+                state, x.train, self.dataset.users[x.user].validation, (self.scenario.seed, task.round, x.user, phase.name), x.noise
+            )
+            for x, state in zip(turns, states, strict=True)
+        ]
+        guard = self.purse.guard(phase) if self.scenario.privacy.of_examples and self.purse else None
+        moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), self._local(task, phase), guard)
         work.add(done)
         return [{**s, **m} for s, m in zip(states, moved, strict=True)]
 
-    def _learner(self, phase: Phase, user: str, state: State, key: tuple[object, ...]) -> Learner:
-        splits = self.dataset.users[user]
-        train: Sequence[Encoded] = splits.train
-        if phase.part != "all":
-            share = float(torch.empty(()).uniform_(*SUPPORT, generator=generator(*key, "cut")))
-            cut = max(1, min(round(share * len(train)), len(train) - 1))
-            train = train[:cut] if phase.part == "support" else train[cut:]
-        return Learner(state, train, splits.validation, (*key, phase.name))
+    def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
+        """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round."""
+        train = self.dataset.users[user].train
+        if phase.part == "all":
+            return train
+        share = float(torch.empty(()).uniform_(*budget.CUTS, generator=generator(self.scenario.seed, round_, user, "cut")))
+        cut = max(1, min(round(share * len(train)), len(train) - 1))
+        return train[:cut] if phase.part == "support" else train[cut:]
 
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
@@ -254,10 +295,6 @@ class Node:
 
     def _score(self, blocks: Blocks, work: Sequence[Sequence[Encoded]]) -> list[Tensor]:
         return scores(self.tower, blocks, work, self.scenario.engine, self.dataset.label_ids)
-
-
-def _with_epochs(local: Local, epochs: int) -> Local:
-    return replace(local, epochs=epochs)
 
 
 def open_node(scenario: Scenario, folder: Path, base: bases.Base | None = None) -> Node:

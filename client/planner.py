@@ -14,6 +14,8 @@ from client.data.types import Encoded
 from client.tower import Tower
 from configs.scenario import Engine
 
+GRADIENTS = 2**26  # numbers that gradients of single privacy units may take in a pass: 256 MiB
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -23,6 +25,7 @@ class Pass:
     examples: tuple[Encoded, ...]  # users * b, sorted by user; where a user has fewer, their first one fills up
     weight_N: Tensor  # float32: 1 / (examples of that user in this step), 0 for fillers
     source_N: tuple[int, ...]  # index of the example within the user's batch; -1 for fillers
+    units: int = 0  # privacy units of each user, where each needs a gradient of its own
 
 
 def cohorts(work: Sequence[Sequence[Encoded]], batch: int, tower: Tower, engine: Engine, numbers: int) -> list[list[int]]:
@@ -74,3 +77,31 @@ def step_passes(batches: Sequence[Sequence[Encoded]], tower: Tower, budget: int)
             torch.tensor([1 / len(b) if i >= 0 else 0.0 for b, row in zip(batches, filled, strict=True) for i in row]),
             tuple(i for row in filled for i in row),
         )
+
+
+def unit_passes(batches: Sequence[Sequence[Sequence[Encoded]]], fillers: Sequence[Encoded], tower: Tower, budget: int,
+                numbers: int) -> Iterator[Pass]:  # fmt: skip
+    """Cut one guarded step (each user's privacy units) into passes that never part a unit. Every example has weight one.
+
+    A pass also holds a gradient of ``numbers`` for every unit, which `GRADIENTS` bounds. ``fillers``, one for each user, stand
+    where one has fewer units than another; where a unit has fewer chunks than another, its own first one does.
+    """
+    drawn = [e for batch in batches for unit in batch for e in unit]
+    if not drawn:
+        return
+    users, most = len(batches), max(map(len, batches))
+    each = max(len(unit) for batch in batches for unit in batch)
+    longest = max(tower.positions(e) for e in (*drawn, *fillers))
+    height = max(1, min(most, budget // (users * each * longest), GRADIENTS // (users * numbers)))
+    for first in range(0, most, height):
+        last = min(first + height, most)
+        rows = [row for b, own in zip(batches, fillers, strict=True) for row in _unit_rows(b, range(first, last), each, own)]
+        source = tuple(i if weight else -1 for i, (_, weight) in enumerate(rows))
+        yield Pass(users, tuple(e for e, _ in rows), torch.tensor([weight for _, weight in rows]), source, last - first)
+
+
+def _unit_rows(batch: Sequence[Sequence[Encoded]], which: range, each: int, filler: Encoded) -> Iterator[tuple[Encoded, float]]:
+    for index in which:
+        unit = batch[index] if index < len(batch) else ()
+        yield from ((e, 1.0) for e in unit)
+        yield from ((unit[0] if unit else filler, 0.0) for _ in range(each - len(unit)))

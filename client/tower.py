@@ -98,7 +98,7 @@ class Tower:
     def __call__(self, examples: Sequence[Encoded], blocks: Blocks) -> Predicting:
         """Run examples (sorted by user, the same number for each) through the model with the users' adapters."""
         rows, cached = self._batch(examples)
-        soft = next((state[PROMPT] for _, state in blocks if PROMPT in state), None)
+        soft = next((state[PROMPT].flatten(0, -3) for _, state in blocks if PROMPT in state), None)
         with self._bound(blocks):
             if soft is not None:
                 return self._pick(self._forward_soft(rows, soft), rows, shift=soft.shape[1])

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from client import dpsgd
 from client.adapters.layout import Layout
 from client.data.types import Encoded
+from client.dpsgd import Drawing, Guard
 from client.flat import Flat, RowOptimizer
 from client.objective import row_losses
-from client.planner import cohorts, step_passes, token_budget
+from client.planner import Pass, cohorts, step_passes, token_budget, unit_passes
 from client.score import mean_losses
 from client.tower import Blocks, Tower
 from configs.scenario import Engine, Local
@@ -29,6 +31,7 @@ class Learner:
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
     key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
+    noise: float = 0.0  # of a guarded phase: standard deviation of the noise over the bound of a unit's gradient
 
 
 @dataclass
@@ -55,14 +58,19 @@ class Trainer:
     engine: Engine
     label_ids: tuple[int, ...] = field(default=())
 
-    def train(self, learners: Sequence[Learner], moves: Callable[[str], bool], local: Local) -> tuple[list[State], Work]:
-        """Train the tensors that ``moves`` accepts, for each learner; returns those tensors in the learners' order."""
+    def train(self, learners: Sequence[Learner], moves: Callable[[str], bool], local: Local,
+              guard: Guard | None = None) -> tuple[list[State], Work]:  # fmt: skip
+        """Train the tensors that ``moves`` accepts, for each learner; returns those tensors in the learners' order.
+
+        With a ``guard`` by DP-SGD: what comes back then is private in any one unit of a learner's training examples, and in
+        nothing else. Early stopping looks at other examples, so a guarded phase must not use it.
+        """
         numbers = sum(v.numel() for n, v in learners[0].state.items() if moves(n))
         result: list[State] = [{} for _ in learners]
         work = Work()
         for group in cohorts([x.train for x in learners], local.batch, self.tower, self.engine, numbers):
             cohort = [learners[k] for k in group]
-            trained, done = self._cohort(cohort, moves, local, numbers)
+            trained, done = self._cohort(cohort, moves, local, numbers, guard)
             work.add(done)
             for index, k in enumerate(group):
                 result[k] = {name: value[index].clone() for name, value in trained.items()}
@@ -72,7 +80,8 @@ class Trainer:
         """Order "block/name" tensors (leading K or 1) the way a tower applies them."""
         return [(x, {n: state[f"{x.block}/{n}"] for n in x.names()}) for x in self.layouts]
 
-    def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int) -> tuple[State, Work]:
+    def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int,
+                guard: Guard | None) -> tuple[State, Work]:  # fmt: skip
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
         optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort])
@@ -82,7 +91,10 @@ class Trainer:
             if best is not None:
                 best.keep(self._validation(cohort, {**fixed, **flat.views(flat.theta_KP)}))
             if epoch < local.epochs:
-                self._epoch(cohort, flat, fixed, optimizer, local.batch, epoch, budget, work)
+                if guard is None:
+                    self._epoch(cohort, flat, fixed, optimizer, local.batch, epoch, budget, work)
+                else:
+                    self._guarded_epoch(cohort, flat, fixed, optimizer, local.batch, epoch, budget, work, guard)
         return flat.views(flat.theta_KP if best is None else best.theta_KP), work
 
     def _epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
@@ -94,16 +106,33 @@ class Trainer:
             flat.grad_KP[:active].zero_()
             for part in step_passes(batches, self.tower, budget):
                 leaves = flat.leaves(active)
-                at = self.tower(part.examples, self.blocks({**prefix(fixed, active), **leaves}))
-                losses_N = row_losses(self.tower.base, at, len(part.examples), self.label_ids)
-                weight_N = part.weight_N.to(losses_N.device)
-                flat.accumulate((losses_N * weight_N).sum(), leaves)
-                work.loss += float((losses_N.detach() * (weight_N > 0)).sum())
-                work.examples += sum(i >= 0 for i in part.source_N)
-                work.tokens += sum(e.length for e, i in zip(part.examples, part.source_N, strict=True) if i >= 0)
+                flat.accumulate(self._loss(part, {**prefix(fixed, active), **leaves}, work), leaves)
             optimizer.step(range(active))
             work.steps += active
             first += batch
+
+    def _guarded_epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
+                       budget: int, work: Work, guard: Guard) -> None:  # fmt: skip
+        drawings = [Drawing(x.train, x.key, x.noise) for x in cohort]
+        fixed = {name: value.unsqueeze(1) for name, value in fixed.items()}
+        for step, drawn in enumerate(dpsgd.batches(drawings, batch, guard, epoch)):
+            active = len(drawn)
+            flat.grad_KP[:active].zero_()
+            for part in unit_passes(drawn, [x.train[0] for x in cohort[:active]], self.tower, budget, flat.grad_KP.shape[1]):
+                leaves = flat.leaves_per_unit(active, part.units)
+                flat.accumulate_clipped(self._loss(part, {**prefix(fixed, active), **leaves}, work), leaves, guard.clip)
+            dpsgd.add_noise(flat, drawings[:active], batch, guard, epoch, step)
+            optimizer.step(range(active))
+            work.steps += active
+
+    def _loss(self, part: Pass, state: State, work: Work) -> Tensor:
+        """The weighted sum of a pass's losses; counts its real rows."""
+        losses_N = row_losses(self.tower.base, self.tower(part.examples, self.blocks(state)), len(part.examples), self.label_ids)
+        weight_N = part.weight_N.to(losses_N.device)
+        work.loss += float((losses_N.detach() * (weight_N > 0)).sum())
+        work.examples += sum(i >= 0 for i in part.source_N)
+        work.tokens += sum(e.length for e, i in zip(part.examples, part.source_N, strict=True) if i >= 0)
+        return (losses_N * weight_N).sum()
 
     def _validation(self, cohort: list[Learner], state: State) -> Tensor:
         return mean_losses(self.tower, self.blocks(state), [x.validation for x in cohort], self.engine, self.label_ids)

@@ -3,7 +3,7 @@
 =============  ==============  =============================================================================
 record         direction       holds
 =============  ==============  =============================================================================
-``order``      to the node     round, turns, epochs, run, users to train; part and controls to evaluate
+``order``      to the node     round, turns, epochs, participations, run, users; part and controls to evaluate
 ``shared``     to the node     the shared adapter, float32
 ``kept``       to the server   the users that a node keeps, and of how many nodes it is one
 ``update.N``   to the server   the N-th release's tensors, float32
@@ -32,7 +32,8 @@ from strategies.tree import State
 METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int}
-ORDER = {"round": int, "turns": list[str], "epochs": int, "run": str, "users": list[str], "part": str, "controls": list[str]}
+ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "run": str, "users": list[str], "part": str,
+         "controls": list[str]}  # fmt: skip
 
 
 class WireError(ValueError):
@@ -76,6 +77,7 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
         "round": task.round,
         "turns": list(task.turns),
         "epochs": -1 if task.epochs is None else task.epochs,  # Flower has no None
+        "participations": task.participations,
         "run": order.run,
         "users": list(order.users),
         "part": order.part,
@@ -90,7 +92,7 @@ def decode_order(content: RecordDict) -> Order:
     said = _said(content, "order", ORDER)
     epochs = None if said["epochs"] < 0 else said["epochs"]
     shared = _state(_record(content, "shared", ArrayRecord))
-    task = Task(said["round"], shared, tuple(said["turns"]), epochs)
+    task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"])
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
 
 

@@ -28,6 +28,11 @@ def _require(ok: bool, name: str, rule: str, value: object) -> None:
         raise InputError(f"{name} must be {rule}, got {value!r}")
 
 
+def _budget(group: str, epsilon: float, delta: float) -> None:
+    _require(0 < epsilon < math.inf, f"{group}.epsilon", "positive and finite", epsilon)
+    _require(0 < delta < 0.1, f"{group}.delta", "above 0 and below 0.1", delta)
+
+
 @dataclass(frozen=True)
 class Model:
     """The frozen base model."""
@@ -128,6 +133,78 @@ class Local:
 
 
 @dataclass(frozen=True)
+class ExampleLevel:
+    """Guarantee E: all that a user's node lets out, with the private adapter, is (epsilon, delta)-DP in any one of the user's examples.
+
+    The neighbour of a user's data has nothing in one example's place: how many examples there are is not hidden. An example is
+    the data's privacy unit: a rating, a document with all of its chunks.
+    """
+
+    epsilon: float = 8.0  # of a user's whole life, over all rounds and runs of a ledger
+    delta: float = 1e-5
+    shared_clip: float = 1.0  # L2 bound of what one example adds to a gradient of the shared adapter
+    private_clip: float = 1.0  # and of the private one
+    shares: dict[str, float] = field(default_factory=lambda: {"shared": 1.0, "private": 1.0, "final": 1.0})  # of the budget
+    noised: tuple[str, ...] = ("shared", "private")  # what trains with noise; the guarantee needs both
+
+    def __post_init__(self) -> None:
+        _budget("example", self.epsilon, self.delta)
+        for name in ("shared_clip", "private_clip"):
+            _require(0 < getattr(self, name) < math.inf, f"example.{name}", "positive and finite", getattr(self, name))
+        for name, value in self.shares.items():
+            if name not in ("shared", "private", "final"):
+                raise InputError(f"example.shares.{name} is no part{nearest(name, ('shared', 'private', 'final'))}")
+            _require(0 < value < math.inf, f"example.shares.{name}", "positive and finite", value)
+        _require(set(self.noised) <= {"shared", "private"}, "example.noised", "of shared and private", self.noised)
+
+
+@dataclass(frozen=True)
+class UserLevel:
+    """Guarantee U: all that is released is (epsilon, delta)-joint DP in the whole data of any one user.
+
+    The neighbour of a federation has a user who sends nothing. The user's own private adapter is not covered.
+    """
+
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    mechanism: Literal["gaussian", "adaptive", "banded", "local"] = "gaussian"
+    clip: float = 1.0  # L2 bound of a user's whole update; adaptive: where it begins
+    quantile: float = 0.5  # adaptive: share of users' updates that the bound is to leave as they are
+
+    def __post_init__(self) -> None:
+        _budget("user", self.epsilon, self.delta)
+        _require(0 < self.clip < math.inf, "user.clip", "positive and finite", self.clip)
+        _require(0 < self.quantile < 1, "user.quantile", "between 0 and 1", self.quantile)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What is promised. ``privacy=user`` is short for ``privacy.guarantee=user``."""
+
+    # example, user: the two guarantees; both: two numbers; unclaimed: noise as the groups say, and no guarantee; off: no noise
+    guarantee: Literal["off", "example", "user", "both", "unclaimed"] = "off"
+    accountant: Literal["pld", "prv", "rdp", "gdp"] = "pld"  # gdp is known so that it can be refused with its reason
+    example: ExampleLevel = field(default_factory=ExampleLevel)
+    user: UserLevel = field(default_factory=UserLevel)
+    waive: tuple[str, ...] = ()  # of scores and counters: what a deployment lets out although no guarantee covers it
+
+    def __post_init__(self) -> None:
+        for name in self.waive:
+            if name not in ("scores", "counters"):
+                raise InputError(f"privacy.waive: '{name}' is not known{nearest(name, ('scores', 'counters'))}")
+
+    @property
+    def of_examples(self) -> bool:
+        """Whether training is guarded example by example."""
+        return self.guarantee in ("example", "both", "unclaimed")
+
+    @property
+    def of_users(self) -> bool:
+        """Whether what is released is guarded user by user."""
+        return self.guarantee in ("user", "both")
+
+
+@dataclass(frozen=True)
 class Engine:
     """What cannot change the result: where and how wide a pass runs."""
 
@@ -152,7 +229,9 @@ class Scenario:
     name: str = "run"
     seed: int = 0
     rounds: int = 10
-    users_per_round: int = 0  # sampled without replacement; 0: everyone, every round
+    users_per_round: int = 0  # 0: everyone, every round
+    # fixed: drawn anew, without replacement; cyclic: in turns, all before anyone twice; poisson: each user by a coin of their own
+    sampling: Literal["fixed", "cyclic", "poisson"] = "fixed"
     scheme: str = "dual"
     private_from: int = 0  # the private adapter's first round (schemes with both); before it only the shared one trains
     personalize: int = 0  # extra epochs of the private adapter after the last round, the shared one frozen
@@ -168,6 +247,7 @@ class Scenario:
     shared_training: Local = field(default_factory=Local)
     private_training: Local = field(default_factory=Local)
     data: Data = field(default_factory=Data)
+    privacy: Privacy = field(default_factory=Privacy)
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
@@ -199,7 +279,7 @@ def build(tree: Any) -> Scenario:
     """Turn a mapping or an OmegaConf tree into a `Scenario`, checking names, types and values."""
     try:
         tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
-        plain = typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+        plain = typing.cast(dict[str, Any], OmegaConf.to_container(_spelt_out(tree), resolve=True))
         check(plain, Scenario)
         merged: Any = OmegaConf.merge(OmegaConf.structured(Scenario), plain)
         for name in typing.get_type_hints(Scenario):
@@ -223,6 +303,11 @@ def scenario_hash(scenario: Scenario) -> str:
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
+def label(scenario: Scenario) -> str:
+    """What a run of the scenario is called: its name and its digits."""
+    return f"{scenario.name}-{scenario_hash(scenario)}"
+
+
 def _read(source: str | Path) -> DictConfig:
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -240,6 +325,7 @@ def _read(source: str | Path) -> DictConfig:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, DictConfig):
         raise InputError(f"{path} must hold key: value pairs")
+    tree = _spelt_out(tree)
     check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
     return tree
 
@@ -254,7 +340,17 @@ def _override(item: str) -> DictConfig:
         raise InputError(f"override '{item}' cannot be read: {_problem(error)}") from None
     except (OmegaConfBaseException, ValueError) as error:
         raise InputError(f"override '{item}' cannot be read: {str(error).splitlines()[0]}") from None
+    tree = _spelt_out(tree)
     check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
+    return tree
+
+
+def _spelt_out(tree: DictConfig) -> DictConfig:
+    """``privacy: user`` is short for ``privacy: {guarantee: user}``, and YAML reads an unquoted off as false."""
+    if isinstance(tree.get("privacy"), str | bool):
+        tree = typing.cast(DictConfig, OmegaConf.merge(tree, {"privacy": None}, {"privacy": {"guarantee": tree["privacy"]}}))
+    if OmegaConf.select(tree, "privacy.guarantee") is False:
+        tree["privacy"]["guarantee"] = "off"
     return tree
 
 

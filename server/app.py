@@ -13,7 +13,7 @@ from client import base as bases
 from client import wire
 from client.node import split
 from configs.errors import InputError
-from configs.scenario import Scenario, scenario_hash
+from configs.scenario import Scenario, label
 from server import aggregation, checkpoint, rounds
 from server.finish import finish
 from server.grid import GridRuntime
@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         scenario = wire.scenario_of(context.run_config)
-        out = str(context.run_config.get("out", "")) or f"{scenario.name}-{scenario_hash(scenario)}"
+        out = str(context.run_config.get("out", "")) or label(scenario)
         page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), int(context.run_config.get("nodes", 0)))
     except InputError as error:
         log.error("error: %s", error)
@@ -48,6 +48,8 @@ def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0) -> Path:
 
 
 def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
+    if scenario.privacy.guarantee != "off":
+        raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
     clock = {"load": time.perf_counter()}
     aggregator = aggregation.build(scenario)
     checkpoint.begin(folder, scenario)

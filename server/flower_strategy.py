@@ -29,6 +29,8 @@ class HomingStrategy(Strategy):
     """
 
     def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
+        if scenario.privacy.guarantee != "off":
+            raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
         self.scenario, self.nodes = scenario, nodes
         self.aggregator = aggregation.build(scenario)
         self.runtime: GridRuntime | None = None
@@ -45,7 +47,7 @@ class HomingStrategy(Strategy):
         if server_round == 1:
             self.memory = None
         self.shared = dict(arrays.to_torch_state_dict())
-        task = rounds.plan(self.scenario, self.shared, server_round)
+        task = rounds.plan(self.scenario, self.shared, server_round, rounds.participations(self.scenario, len(self.users)))
         self.asked = among(runtime.homes(), rounds.sample(self.scenario, self.users, server_round))
         return orders(self.asked, task, runtime.run)
 

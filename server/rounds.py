@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
     state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
     users = list(runtime.users())
     for number in range(state.round + 1, last_round(scenario) + 1):
-        state = _round(scenario, runtime, aggregator, state, plan(scenario, state.shared, number), users)
+        task = plan(scenario, state.shared, number, participations(scenario, len(users)))
+        state = _round(scenario, runtime, aggregator, state, task, users)
         began = time.perf_counter()
         checkpoint.commit(folder, state)
         observe(state.rows[-1] | {"commit_seconds": time.perf_counter() - began})
@@ -43,12 +45,12 @@ def last_round(scenario: Scenario) -> int:
     return scenario.rounds + (scenario.personalize > 0)
 
 
-def plan(scenario: Scenario, shared: State, number: int) -> Task:
+def plan(scenario: Scenario, shared: State, number: int, participations: int = 0) -> Task:
     """What a round asks of its users."""
     if number > scenario.rounds:
-        return Task(number, shared, ("final",), scenario.personalize)
+        return Task(number, shared, ("final",), scenario.personalize, participations)
     both = "shared" in schemes.build(scenario.scheme).blocks and number <= scenario.private_from
-    return Task(number, shared, ("shared",) if both else ("shared", "private"))
+    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=participations)
 
 
 def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
@@ -62,12 +64,31 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
 
 
 def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
-    """The users of a round: a fixed number without replacement, keyed by (seed, round); everyone in the last, private one."""
-    if not scenario.users_per_round or scenario.users_per_round >= len(users) or number > scenario.rounds:
+    """The users of a round, keyed by the seed as `Scenario.sampling` says; everyone in the last, private one."""
+    count, seed = scenario.users_per_round, scenario.seed
+    if not 0 < count < len(users) or number > scenario.rounds:
         return list(users)
-    order = torch.randperm(len(users), generator=generator(scenario.seed, number, "sample"))
-    picked: list[int] = order[: scenario.users_per_round].tolist()
-    return sorted(users[i] for i in picked)
+    if scenario.sampling == "poisson":
+        coins = torch.rand(len(users), generator=generator(seed, number, "sample"), dtype=torch.float64)
+        return [user for user, coin in zip(users, coins.tolist(), strict=True) if coin < count / len(users)]
+    if scenario.sampling == "cyclic":
+        order, first = _shuffled(len(users), seed, "sample"), (number - 1) % turns(scenario, len(users)) * count
+        return sorted(users[i] for i in order[first : first + count])
+    return sorted(users[i] for i in _shuffled(len(users), seed, number, "sample")[:count])
+
+
+def turns(scenario: Scenario, users: int) -> int:
+    """Rounds in which cyclic sampling comes once to everyone."""
+    return ceil(users / min(scenario.users_per_round or users, users)) if users else 1
+
+
+def participations(scenario: Scenario, users: int) -> int:
+    """In how many of the rounds any one user trains at most."""
+    return ceil(scenario.rounds / turns(scenario, users)) if scenario.sampling == "cyclic" else scenario.rounds
+
+
+def _shuffled(count: int, *key: object) -> list[int]:
+    return torch.randperm(count, generator=generator(*key)).tolist()
 
 
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,

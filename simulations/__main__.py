@@ -12,7 +12,7 @@ from click.exceptions import ClickException
 from rich.console import Console
 
 from configs.errors import InputError
-from configs.scenario import Scenario, load, scenario_hash, to_yaml
+from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
 
 WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
@@ -55,7 +55,7 @@ def run(
         scenario, overrides = "movielens", [scenario, *(overrides or [])]
     earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
     chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides or [])
-    _run(chosen, out or earlier or Path("runs") / f"{chosen.name}-{scenario_hash(chosen)}")
+    _run(chosen, out or earlier or Path("runs") / label(chosen))
 
 
 @app.command(epilog=usage.examples("resume runs/demo-0a1b2c3d4e5f", "resume runs/demo-0a1b2c3d4e5f engine.device=cpu"))
@@ -84,7 +84,7 @@ def show(
     if not folder.is_dir() or usage.is_scenario(what):
         usage.refuse_word(what)
         chosen = load(what, overrides or [])
-        _say(f"# {chosen.name}-{scenario_hash(chosen)}\n{to_yaml(chosen)}")
+        _say(f"# {label(chosen)}\n{to_yaml(chosen)}")
         return
     from server.report import tables
     from server.report.summary import summarize
@@ -186,7 +186,7 @@ def study(
 
     _quiet()
     chosen = load(scenario, overrides or [])
-    folder = out or Path("studies") / f"{chosen.name}-{scenario_hash(chosen)}"
+    folder = out or Path("studies") / label(chosen)
     every = range(chosen.seed, chosen.seed + seeds)
     folders.refuse(chosen, folder / f"seed-{every[0]}")
     found = studies.study(chosen, every, folder, lambda seed, rounds: watch(_console(), f"{chosen.name}, seed {seed}", rounds, 0))

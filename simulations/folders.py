@@ -42,9 +42,11 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     from server import aggregation
     from server.report import controls
     from strategies import schemes
+    from strategies.privacy import rules
 
     _refuse_folder(scenario, folder)
     schemes.build(scenario.scheme)
+    rules.refuse(scenario)
     aggregation.build(scenario)
     for name in scenario.controls:
         if name not in controls.WORDS:

@@ -7,6 +7,8 @@
 * shared_more_steps: that one, trained on for as many epochs as the private adapters had
 * pooled: one adapter trained on everybody's data in one place, for as many epochs: what federation gives up
 
+The two that train without a federation, local_only and pooled, train without privacy's noise too: they are bounds.
+
 What trains in one place trains with AdamW and stops early, judged on validation examples: with the scenario's own rate and batch if it
 uses AdamW, else with those below, for a federation's users may take one SGD step a round because its server has the optimizer.
 """
@@ -20,7 +22,7 @@ from typing import Any
 from client.data.types import Dataset, Splits
 from client.node import Node
 from client.private import PrivateStore
-from configs.scenario import Local, Scenario
+from configs.scenario import Local, Privacy, Scenario
 from server import checkpoint, rounds
 from server.checkpoint import Checkpoint
 from simulations.training import World, train
@@ -65,8 +67,8 @@ def shared_only(scenario: Scenario) -> Scenario:
 def local_only(scenario: Scenario, users: int) -> Scenario:
     """Everyone alone, in one round of as many epochs as a user trained the shared adapter."""
     local = _in_one_place(scenario, users, LOCAL_BATCH)
-    return replace(scenario, scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0, evaluate_every=0,
-                   private=scenario.shared, private_training=local)  # fmt: skip
+    return replace(scenario, privacy=Privacy(), scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0,
+                   evaluate_every=0, private=scenario.shared, private_training=local)  # fmt: skip
 
 
 def shared_epochs(scenario: Scenario, users: int) -> int:
@@ -115,7 +117,9 @@ def _pooled(scenario: Scenario, world: World, folder: Path, observe: rounds.Obse
     )
     alone = shared_only(scenario)
     local = _in_one_place(scenario, len(world.dataset.users), POOLED_BATCH)
-    pooled = replace(alone, rounds=1, users_per_round=0, shared_training=local, aggregator="fedit", aggregator_options={})
+    pooled = replace(
+        alone, privacy=Privacy(), rounds=1, users_per_round=0, shared_training=local, aggregator="fedit", aggregator_options={}
+    )
     state, _ = train(pooled, World(world.base, one), folder, (), observe)
     node = Node(alone, world.base, world.dataset, PrivateStore(folder / "none"))
     try:

@@ -1,7 +1,7 @@
 """One training on one world: the rounds in this process, and the test split at their end."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from client import base as bases
 from client.data.types import Dataset
 from client.node import Node
 from client.private import PrivateStore
-from configs.scenario import Scenario
+from client.purse import Purse
+from configs.scenario import Scenario, label
 from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
+from server.report.promise import LEDGER
 from simulations.fused import FusedRuntime
 from strategies.base import Task
+from strategies.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
           observe: rounds.Observer) -> tuple[Checkpoint, list[dict[str, Any]]]:  # fmt: skip
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
     store = PrivateStore(folder / "private")
-    node = Node(scenario, world.base, world.dataset, store)
-    with closing(node), checkpoint.held(folder):
+    with ExitStack() as stack:
+        stack.enter_context(checkpoint.held(folder))
+        purse = stack.enter_context(_purse(scenario, folder))
+        node = stack.enter_context(closing(Node(scenario, world.base, world.dataset, store, purse)))
         node.warm()
         checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)
@@ -38,3 +43,13 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
         aggregator = aggregation.build(scenario)
         state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
+
+
+@contextmanager
+def _purse(scenario: Scenario, folder: Path) -> Iterator[Purse | None]:
+    """A run's ledger lies in its folder; a control's in its own, as what it spends is nobody's."""
+    if not scenario.privacy.of_examples:
+        yield None
+        return
+    with Ledger(folder / LEDGER) as ledger:
+        yield Purse(scenario, ledger, label(scenario))

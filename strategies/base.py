@@ -17,6 +17,7 @@ class Task:
     shared: State  # PEFT names -> float32 tensors
     turns: tuple[str, ...] = ("shared", "private")  # which phases of the scheme run in this round; ("final",): its last one
     epochs: int | None = None  # instead of the scenario's
+    participations: int = 0  # in how many rounds of the run a user trains at most: what the privacy of each of them is planned for
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Aggregator(NamedTuple):
     hetero_rank: bool = False
     per_user_down: bool = False
     stateful: bool = False  # has a memory that is checkpointed
+
+
+def released(name: str, factors: Iterable[str]) -> bool:
+    """Whether a shared tensor is trained and released where these LoRA factors are; what is no factor of a LoRA always is."""
+    return ".lora_" not in name or any(f".{factor}." in name for factor in factors)
 
 
 class Phase(NamedTuple):

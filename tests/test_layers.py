@@ -11,9 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("configs", "strategies", "client", "server", "simulations")
 FLOWER = {
     "client/app.py",
+    "client/masking.py",
     "client/wire.py",
     "server/app.py",
     "server/grid.py",
+    "server/unmasking.py",
     "server/flower_aggregator.py",
     "server/flower_strategy.py",
 }

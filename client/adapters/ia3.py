@@ -9,7 +9,7 @@ LoRA of the same module. The name and shape [d_out, 1] are PEFT's.
 import torch
 from torch import Tensor, nn
 
-from client.adapters.types import Kind, Part, per_user, sizes
+from client.adapters.types import Kind, Part, sizes
 from configs.scenario import Adapter
 from strategies.tree import State
 
@@ -21,10 +21,10 @@ def _init(_config: Adapter, module: nn.Module, _generator: torch.Generator) -> S
 
 
 def _part(_config: Adapter, state: State, _constants: State) -> Part:
-    l_K1O = state[L].transpose(1, 2)
+    l_K1O = state[L].transpose(-1, -2)  # or [K, u, 1, O]
 
     def part(_x: Tensor, y: Tensor) -> Tensor:
-        return (per_user(y, l_K1O.shape[0]) * l_K1O.to(y.dtype)).view_as(y)
+        return (y.reshape(*l_K1O.shape[:-2], -1, y.shape[-1]) * l_K1O.to(y.dtype)).view_as(y)
 
     return part
 

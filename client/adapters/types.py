@@ -1,10 +1,11 @@
 """What an adapter kind is.
 
-Shape suffixes: K users of a pass (1: the same for all), N rows = K * b, T tokens, D hidden, I in, O out, R rank.
+Shape suffixes: K users of a pass (1: the same for all), u privacy units of each, N rows = K * b, T tokens, D hidden, I in, O out,
+R rank. A parameter [K, ...] is one per user. In training with differential privacy it comes as [K, u, ...], equal along u.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,18 +46,48 @@ def per_user(x_NTI: Tensor, users: int) -> Tensor:
     return x_NTI.reshape(users, -1, x_NTI.shape[-1])
 
 
-def times(x_NTI: Tensor, w_KOI: Tensor) -> Tensor:
-    """X W^T with each user's own W, [N, T, O]; one plain product where K is 1 and all users have W in common."""
-    w = w_KOI.to(x_NTI.dtype)
+def times(x_NTI: Tensor, w: Tensor) -> Tensor:
+    """X W^T with each user's own W [K, O, I], as [N, T, O]; one plain product where K is 1 and all users have W in common.
+
+    W may be [K, u, O, I], equal along u: a user's rows then belong to u privacy units, each of which gets a gradient of its own.
+    """
+    if w.dim() == 4 and w.shape[1] > 1:
+        return _PerUnit.apply(x_NTI, w)  # type: ignore[return-value]
+    w = _plain(w).to(x_NTI.dtype)
     if w.shape[0] == 1:
         return F.linear(x_NTI, w[0])
     return torch.bmm(per_user(x_NTI, w.shape[0]), w.transpose(1, 2)).view(*x_NTI.shape[:-1], w.shape[1])
 
 
-def add_times(y_NTO: Tensor, x_NTI: Tensor, w_KOI: Tensor) -> Tensor:
-    """Y + x W^T with each user's own W, in one batched product, [N, T, O]."""
-    w = w_KOI.to(x_NTI.dtype)
+def add_times(y_NTO: Tensor, x_NTI: Tensor, w: Tensor) -> Tensor:
+    """Y + x W^T like `times`, in one batched product where each user has one W."""
+    if w.dim() == 4 and w.shape[1] > 1:
+        return y_NTO + times(x_NTI, w)
+    w = _plain(w).to(x_NTI.dtype)
     if w.shape[0] == 1:
         return y_NTO + F.linear(x_NTI, w[0])
     users = w.shape[0]
     return torch.baddbmm(per_user(y_NTO, users), per_user(x_NTI, users), w.transpose(1, 2)).view_as(y_NTO)
+
+
+def _plain(w: Tensor) -> Tensor:
+    return w[:, 0] if w.dim() == 4 else w
+
+
+class _PerUnit(torch.autograd.Function):
+    """x W^T forward as for K users; backward a gradient of W for each of the K * u units, from as many multiplications."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NTI: Tensor, w_KuOI: Tensor) -> Tensor:
+        w_KOI = w_KuOI[:, 0].to(x_NTI.dtype)
+        ctx.save_for_backward(x_NTI, w_KOI)
+        ctx.units = w_KuOI.shape[1]
+        return torch.bmm(per_user(x_NTI, len(w_KOI)), w_KOI.transpose(1, 2)).view(*x_NTI.shape[:-1], w_KOI.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor]:
+        x_NTI, w_KOI = ctx.saved_tensors
+        users, units = len(w_KOI), len(w_KOI) * ctx.units
+        back = torch.bmm(per_user(slopes[0], users), w_KOI).view_as(x_NTI) if ctx.needs_input_grad[0] else None
+        each = torch.bmm(per_user(slopes[0], units).transpose(1, 2), per_user(x_NTI, units))
+        return back, each.view(users, ctx.units, *each.shape[1:]).float()

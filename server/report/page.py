@@ -16,10 +16,10 @@ from plotly.offline import get_plotlyjs
 from configs.scenario import to_yaml
 from server.report import controls, plots
 from server.report.files import Run, Users, read, write_text
+from server.report.promise import promise
 from server.report.style import CSS
 from server.report.summary import MAIN, summary_of
 
-PRIVACY = "Privacy: no guarantee is claimed for this run (training was not noised)."
 USERS_SHOWN = 200
 
 _SHARES = {"auc": "AUC", "accuracy": "accuracy", "f1": "macro F1"}
@@ -36,7 +36,7 @@ def render(run: Run) -> str:
     summary = summary_of(run)
     body = "\n".join(
         [
-            f'<p class="privacy">{html.escape(PRIVACY)}</p>',
+            f'<p class="privacy">{html.escape(promise(run.scenario, run.directory))}</p>',
             _headline(run, summary),
             _facts(run, summary),
             _controls(run.users, summary),

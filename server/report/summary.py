@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.scenario import scenario_hash
 from server.report.files import Run, Users, read, write_text
+from server.report.promise import spent
 from strategies import metrics
 
 MAIN = "shared_private"  # the row that every other is held against
@@ -52,7 +53,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "bytes_down_per_user_round": sum(row["bytes_down"] for row in run.rounds) / turns if turns else 0.0,
         "seconds": run.timing["seconds"],
         "tokens_per_second": run.timing.get("tokens_per_second"),
-        "epsilon": {},
+        "epsilon": spent(run.scenario, run.directory),
         "dropped": sum(sum(row.get("dropped", {}).values()) for row in run.rounds),
     }
     if not seen_U.all():

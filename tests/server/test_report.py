@@ -19,7 +19,8 @@ from configs.errors import InputError
 from configs.scenario import build, scenario_hash, to_yaml
 from server.report import controls, tables
 from server.report.files import read, read_users
-from server.report.page import PRIVACY, headline, rival, write_page
+from server.report.page import headline, rival, write_page
+from server.report.promise import NONE
 from server.report.summary import summarize, write_summary
 from server.report.write import write
 
@@ -166,7 +167,7 @@ def test_one_call_writes_both(run):
 
 def test_page_opens_with_what_is_promised_about_privacy(run):
     body = own_html(write_page(run)).split("<main>")[1]
-    assert re.sub("<[^>]*>", "", body.strip().splitlines()[0]) == PRIVACY
+    assert re.sub("<[^>]*>", "", body.strip().splitlines()[0]) == NONE
 
 
 def test_page_loads_nothing(run):

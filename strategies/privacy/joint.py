@@ -1,0 +1,136 @@
+"""Guarantee U around an aggregator: it then sees one noised sum a round, and nothing else of any user.
+
+By the billboard lemma (Hsu, Huang, Roth, Roughgarden & Wu, "Private Matchings and Allocations", STOC 2014, arXiv 1311.2828, lemma 4.1):
+if all that is released is (epsilon, delta)-DP in a user's whole data, then so is what anyone else holds, private adapters that were
+trained beside it included, as those are made of the releases and of other users' data. `docs/privacy.md` has the proof.
+
+| mechanism | noise | each user pays |
+|---|---|---|
+| gaussian | z C, independent each round, on the sum | for each round that they may be in |
+| adaptive | the same, with a bound C that follows the users' norms | the same |
+| banded | correlated over rounds (`matrix`), for users in turns | once every ``turns`` rounds |
+| local | z C on each user's own release, at home (`local`) | for each round that they may be in |
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from configs.scenario import Scenario
+from strategies.base import Aggregator, Release, released
+from strategies.privacy import budget, matrix, user_level
+from strategies.privacy.events import Event
+from strategies.privacy.matrix import Banded
+from strategies.privacy.noise import Noise
+from strategies.tree import State
+
+ROUND, BOUND, MEMORY = "privacy/round", "privacy/bound", "privacy/memory/"
+BITS = 0.05  # standard deviation of the noise on the users' bits, over the users of a round (Andrew et al., section 3.1)
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """How the users of a run take part, from public numbers alone."""
+
+    users: int
+    rounds: int
+    expected: int  # users of a round
+    participations: int  # of any one user at most
+    separation: int  # rounds between two of them at least
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The noise of a run, fixed before it begins."""
+
+    scenario: Scenario
+    cohorts: Cohorts
+    noise: float  # z
+
+    def banded(self) -> Banded:
+        """The factorization of the banded mechanism: as many diagonals as there are rounds between two of a user's."""
+        return Banded(self.cohorts.rounds, min(self.cohorts.separation, self.cohorts.rounds), self.cohorts.separation)
+
+
+def plan(scenario: Scenario, cohorts: Cohorts, spent: tuple[Event, ...] = ()) -> Plan:
+    """Find the noise multiplier with which a whole run stays in the budget, after what the ledger already holds."""
+    level = scenario.privacy.user
+    unit = Plan(scenario, cohorts, 1.0)
+    steps = cohorts.rounds if _everyone_pays(scenario) else cohorts.participations
+    costs = tuple(cost for number in range(1, steps + 1) if (cost := event(unit, number)).steps)
+    return Plan(scenario, cohorts, budget.factor(costs, spent, level.epsilon, level.delta, scenario.privacy.accountant))
+
+
+def event(plan: Plan, number: int) -> Event:
+    """What round ``number`` costs each user that pays for it."""
+    if plan.scenario.privacy.user.mechanism == "banded":
+        how = plan.banded()
+        return Event(plan.noise, matrix.participations(how, number) - matrix.participations(how, number - 1))
+    return user_level.booked(plan.noise, _sampling(plan.scenario), plan.cohorts.expected / plan.cohorts.users)
+
+
+def payers(plan: Plan, chosen: Iterable[str], users: Iterable[str]) -> list[str]:
+    """Who pays for a round: those chosen for it, or everyone where nobody sees who is chosen or where costs are counted by turns."""
+    return list(users if _everyone_pays(plan.scenario) else chosen)
+
+
+def bound(memory: State) -> float:
+    """The bound by which the users of the next round clip; 0 where the scenario's holds."""
+    return float(memory[BOUND]) if BOUND in memory else 0.0
+
+
+def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggregator:
+    """The same aggregator over one noised sum a round. ``draw(round)`` is where a round's noise comes from.
+
+    Its memory holds the aggregator's own and the mechanism's. That of the banded mechanism is the noise itself: keep it secret.
+    """
+    level, cohorts = plan.scenario.privacy.user, plan.cohorts
+
+    def init(shared: State) -> State:
+        mechanism: State = {ROUND: torch.zeros((), dtype=torch.int64)}
+        if level.mechanism == "adaptive":
+            mechanism[BOUND] = user_level.start(level.clip)["bound"]
+        if level.mechanism == "banded":
+            mechanism |= {MEMORY + k: v for k, v in matrix.start(plan.banded(), _like(inner, shared, 1)).items()}
+        return {**inner.init(shared), **mechanism}
+
+    def apply(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
+        number = int(memory[ROUND]) + 1
+        ours = {name: value for name, value in memory.items() if name.startswith("privacy/")}
+        own = {name: value for name, value in memory.items() if name not in ours}
+        if number <= cohorts.rounds:  # after the rounds, users train alone and release nothing
+            ours, release = _noised(ours, releases, number, _like(inner, shared, number))
+            releases = [release]
+        own, shared = inner.apply(own, shared, releases)
+        return {**own, **ours, ROUND: torch.tensor(number)}, shared
+
+    def _noised(ours: State, releases: Iterable[Release], number: int, like: State) -> tuple[State, Release]:
+        noise, count = draw(number), float(cohorts.expected)
+        if level.mechanism == "adaptive":
+            how = user_level.Adaptive(BITS * count, level.quantile)
+            kept, release, _ = user_level.adaptive_sum_and_noise(
+                {"bound": ours[BOUND]}, releases, how, plan.noise, count, noise, like, _sampling(plan.scenario), count / cohorts.users
+            )
+            return {**ours, BOUND: kept["bound"]}, release
+        if level.mechanism == "banded":
+            state = {k.removeprefix(MEMORY): v for k, v in ours.items() if k.startswith(MEMORY)}
+            state, release, _ = matrix.sum_and_noise(plan.banded(), state, releases, number, level.clip, plan.noise, count, noise, like)
+            return {**ours, **{MEMORY + k: v for k, v in state.items()}}, release
+        return ours, user_level.sum_and_noise(releases, level.clip, plan.noise, count, noise, like)[0]
+
+    return inner if level.mechanism == "local" else inner._replace(init=init, apply=apply, stateful=True)
+
+
+def _like(inner: Aggregator, shared: State, number: int) -> State:
+    return {name: value for name, value in shared.items() if released(name, inner.factors(number))}
+
+
+def _sampling(scenario: Scenario) -> user_level.Sampling:
+    """Coins that nobody sees amplify; whoever gets a user's own release sees whose turn it is."""
+    hidden = scenario.sampling == "poisson" and scenario.users_per_round and scenario.privacy.user.mechanism != "local"
+    return "poisson" if hidden else "all"
+
+
+def _everyone_pays(scenario: Scenario) -> bool:
+    return _sampling(scenario) == "poisson" or scenario.privacy.user.mechanism == "banded"

@@ -1,0 +1,97 @@
+"""What is refused before anything runs: combinations under which an epsilon would be printed that does not hold.
+
+Each is a sentence that says why and what to do. `docs/privacy.md` has the arguments.
+"""
+
+from collections.abc import Iterator
+
+from configs.errors import InputError
+from configs.scenario import Scenario
+from strategies import aggregators, schemes
+from strategies.base import Scheme
+from strategies.privacy import accounting
+
+
+def refuse(scenario: Scenario) -> None:
+    """Raise `InputError` for the first thing about a scenario that makes its guarantee void."""
+    if scenario.privacy.guarantee != "off":
+        accounting.check(scenario.privacy.accountant)
+    for sentence in problems(scenario):
+        raise InputError(sentence)
+
+
+def problems(scenario: Scenario) -> Iterator[str]:
+    """All that makes a scenario's guarantee void, a sentence each."""
+    privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
+    if privacy.of_examples:
+        yield from _stopping(scenario, scheme)
+    if privacy.guarantee in ("example", "both"):
+        yield from _uncovered(scenario, scheme)
+    if privacy.of_users:
+        yield from _of_users(scenario, scheme)
+        yield f"privacy.guarantee={privacy.guarantee} cannot be run yet; guarantee E can: privacy=example"
+
+
+def trained(scheme: Scheme) -> list[str]:
+    """Which of the two blocks a scheme trains: those that its phases are called."""
+    return list(dict.fromkeys(phase.name for phase in (*scheme.phases, *((scheme.final,) if "private" in scheme.blocks else ()))))
+
+
+def covers_private(scenario: Scenario) -> bool:
+    """Whether guarantee E holds for whoever gets hold of a private adapter, and not only for what is released."""
+    return "private" in scenario.privacy.example.noised or "private" not in trained(schemes.build(scenario.scheme))
+
+
+def _stopping(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
+    for name in trained(scheme):
+        if (scenario.shared_training if name == "shared" else scenario.private_training).early_stopping:
+            yield (
+                f"{name}_training.early_stopping looks at a user's validation examples without noise, so no guarantee for "
+                f"examples holds; set {name}_training.early_stopping=false and a number of epochs"
+            )
+
+
+def _uncovered(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
+    noised, both = scenario.privacy.example.noised, trained(scheme)
+    if "shared" in both and "shared" not in noised:
+        yield (
+            "privacy.example.noised leaves out 'shared': an example would go into the un-noised update, come back with the next "
+            "broadcast and enter the private adapter from there, so nothing is protected; add 'shared', or set "
+            "privacy.guarantee=unclaimed to run it without a promise"
+        )
+    if "private" in both and "private" not in noised and not _apart(scenario, scheme):
+        yield (
+            "privacy.example.noised leaves out 'private': the un-noised private adapter is applied while the shared one trains, so "
+            "releases show its examples; add 'private', train it only after the last round (private_from = rounds), or set "
+            "privacy.guarantee=unclaimed to run it without a promise"
+        )
+
+
+def _apart(scenario: Scenario, scheme: Scheme) -> bool:
+    """Whether every release is made before any private adapter exists."""
+    return "shared" in scheme.blocks and scenario.private_from == scenario.rounds and all(p.name in p.moves for p in scheme.phases)
+
+
+def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
+    level = scenario.privacy.user
+    if "shared" not in scheme.blocks:
+        yield f"guarantee U is about what is released, and scheme '{scenario.scheme}' releases nothing"
+    if scenario.weights != "uniform":
+        yield (
+            "weights must be 'uniform' under guarantee U: weighted by examples, a user's update moves the mean by as much as their "
+            "number of examples says, and the number itself is released"
+        )
+    if scenario.aggregator.startswith(aggregators.FLOWER):
+        yield (
+            f"aggregator '{scenario.aggregator}' is run by Flower on single users' updates, before any noise; under guarantee U use "
+            "one of ours that needs only their sum, such as fedit, fedadam or fedavgm"
+        )
+    elif level.mechanism != "local" and not aggregators.build(scenario.aggregator, scenario.aggregator_options).linear:
+        yield (
+            f"aggregator '{scenario.aggregator}' needs single users' updates and guarantee U noises only their sum; use fedit, "
+            "fedadam or fedavgm, or privacy.user.mechanism=local"
+        )
+    if level.mechanism == "banded" and scenario.users_per_round and scenario.sampling != "cyclic":
+        yield "privacy.user.mechanism=banded needs a user's rounds to lie apart; set sampling=cyclic"
+    if level.mechanism == "banded" and not scenario.users_per_round:
+        yield "privacy.user.mechanism=banded needs rounds without a user; set users_per_round and sampling=cyclic"
