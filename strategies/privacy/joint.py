@@ -108,7 +108,7 @@ def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggre
     def _noised(ours: State, releases: Iterable[Release], number: int, like: State) -> tuple[State, Release]:
         noise, count = draw(number), float(cohorts.expected)
         if level.mechanism == "adaptive":
-            how = user_level.Adaptive(BITS * count, level.quantile)
+            how = user_level.Adaptive(max(BITS * count, plan.noise), level.quantile)  # few users: bits cost a quarter
             kept, release, _ = user_level.adaptive_sum_and_noise(
                 {"bound": ours[BOUND]}, releases, how, plan.noise, count, noise, like, _sampling(plan.scenario), count / cohorts.users
             )
