@@ -22,7 +22,7 @@ MIXED = (SGD, Event(2.0, 40, 0.1, "poisson"), Event(3.0, 4), Event(6.0, 2))
 FIXED = Event(4.0, 20, 0.1, "fixed")
 KNOWN = Event(5.0, 8, kind="concentrated")
 HISTORIES = {
-    "whole": (Event(2.1, 5), Event(7.3, 30), Event(3.3, 3), Event(0.9, 1)),
+    "whole": (Event(3.5, 14), Event(4.3, 29), Event(8.7, 8), Event(3.5, 26)),
     "poisson": (SGD,),
     "mixed": MIXED,
     "fixed": (FIXED,),
@@ -200,9 +200,8 @@ def test_whole_histories_that_all_differ_need_no_numerical_accountant(computed: 
 @pytest.mark.parametrize(
     ("accountant", "history", "target"),
     [
-        *((a, HISTORIES[h], t) for a in ("pld", "rdp") for h in ("whole", "mixed", "known") for t in (0.8, 6.0)),
+        *((a, HISTORIES[h], t) for a in ("pld", "rdp") for h, t in (("whole", 0.8), ("whole", 6.0), ("mixed", 3.0), ("known", 3.0))),
         ("prv", MIXED, 0.8),
-        ("pld", (SGD,), 3.0),
         ("pld", (FIXED,), 3.0),
     ],
 )
@@ -220,7 +219,7 @@ def test_a_noise_factor_takes_few_computations_and_is_kept(computed: Counter[str
     assert computed == before
 
 
-@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
 @pytest.mark.parametrize(
     ("event", "spent"),
     [
