@@ -295,6 +295,35 @@ def test_encrypted_shares_that_were_changed_or_exchanged_are_refused() -> None:
             mask(states["p0"], forged(sent["p0"], boxes=wrong), zero)
 
 
+def test_encrypted_shares_of_another_session_or_sent_back_are_refused() -> None:
+    states, answers, _, sent = upto("shares", vectors())
+    boxes = unpack(sent["p0"], "boxes", TERMS, "p0")[0]["boxes"]
+    back = unpack(answers["p0"], "shares", TERMS, "p0")[0]["boxes"]["p1"]
+    p1 = replace(states["p1"], terms=replace(TERMS, session="older"))
+    older = masking._box(p1, p1.keys["p0"][0], "p0", p1.shares["p1"])
+    for wrong in (back, older):
+        with pytest.raises(MaskingError, match="another party or session"):
+            mask(states["p0"], forged(sent["p0"], boxes=boxes | {"p1": wrong}), torch.zeros(SIZE, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("active", "said"),
+    [
+        (["p0", "p1"], "too few parties"),
+        ([*NAMES[1:]], "without this one"),
+        ([*NAMES, "p1"], "without this one"),
+        ([*NAMES, "p9"], "a party that has no keys"),
+        (list(NAMES[:3]), "too few neighbours"),
+        (list(NAMES[:5]), "not those of the neighbours"),
+    ],
+)
+def test_a_party_masks_nothing_for_another_set_of_parties(active: list[str], said: str) -> None:
+    terms = replace(TERMS, threshold=3)
+    states, _, _, sent = upto("shares", vectors(), terms=terms)
+    with pytest.raises(MaskingError, match=said):
+        mask(states["p0"], forged(sent["p0"], terms, active=active), torch.zeros(SIZE, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("names", [list(NAMES[:3]), [*NAMES[1:], "p9"], [*NAMES, "p0"]])
 def test_a_roster_without_this_party_or_with_too_few_is_refused(names: list[str]) -> None:
     states, _, _, sent = upto("keys", vectors())
@@ -315,12 +344,12 @@ def test_a_roster_with_exchanged_keys_is_refused_where_a_party_can_tell() -> Non
             share(states["p0"], forged(sent["p0"], keys=wrong))
 
 
-@pytest.mark.parametrize(("lost", "said"), [((), "another seed|no secret"), (("p6",), "another|no secret")])
+@pytest.mark.parametrize(("lost", "said"), [((), "another seed"), (("p6",), "p6 give another key")])
 def test_shares_that_give_another_secret_give_no_sum(lost: tuple[str, ...], said: str) -> None:
     states, _, server, sent = upto("masked", vectors(), lost)
     answers = {me: reveal(states[me], sent[me])[1] for me in sent}
     shares = unpack(answers["p0"], "reveal", TERMS, "p0")[0]["shares"]
-    wrong = {k: v[:-2] + f"{int(v[-2:], 16) ^ 1:02x}" if not lost or k in lost else v for k, v in shares.items()}
+    wrong = {k: v[:8] + f"{int(v[8:10], 16) ^ 1:02x}" + v[10:] if not lost or k in lost else v for k, v in shares.items()}
     with pytest.raises(MaskingError, match=said):
         unmask(server, answers | {"p0": forged(answers["p0"], shares=wrong)})
 
