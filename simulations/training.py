@@ -1,7 +1,7 @@
 """One training on one world: the rounds in this process, and the test split at their end."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,8 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
           observe: rounds.Observer) -> tuple[Checkpoint, list[dict[str, Any]]]:  # fmt: skip
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
     store = PrivateStore(folder / "private")
-    with ExitStack() as stack:
-        stack.enter_context(checkpoint.held(folder))
-        purse = stack.enter_context(_purse(scenario, folder))
-        node = stack.enter_context(closing(Node(scenario, world.base, world.dataset, store, purse)))
+    node = Node(scenario, world.base, world.dataset, store)  # before the folder is there: a name that the base lacks leaves nothing
+    with closing(node), checkpoint.held(folder), _purse(scenario, folder) as node.purse:
         node.warm()
         checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)
