@@ -17,6 +17,7 @@ import torch
 
 from client.data.types import Encoded
 from client.flat import Flat
+from client.learner import Learner
 from strategies.privacy.noise import Noise
 
 Units = list[list[Encoded]]  # a user's examples by privacy unit
@@ -30,15 +31,6 @@ class Guard:
     draw: Callable[..., Noise]
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One user's part in a guarded phase, as `batches` and `add_noise` need it."""
-
-    train: Sequence[Encoded]
-    key: tuple[object, ...]
-    noise: float  # z_k
-
-
 def units(examples: Sequence[Encoded]) -> Units:
     """Group examples by privacy unit, in order of their first one."""
     found: dict[int, list[Encoded]] = {}
@@ -47,7 +39,7 @@ def units(examples: Sequence[Encoded]) -> Units:
     return list(found.values())
 
 
-def batches(cohort: Sequence[Drawing], batch: int, guard: Guard, epoch: int) -> Iterator[list[Units]]:
+def batches(cohort: Sequence[Learner], batch: int, guard: Guard, epoch: int) -> Iterator[list[Units]]:
     """The units of every step of an epoch, for each user that still has steps; the cohort is sorted by size, the largest first."""
     grouped = [units(x.train) for x in cohort]
     steps = [math.ceil(len(x.train) / batch) for x in cohort]
@@ -56,7 +48,7 @@ def batches(cohort: Sequence[Drawing], batch: int, guard: Guard, epoch: int) -> 
         yield [_drawn(x, grouped[k], batch, guard.draw(*x.key, epoch, step, "sample")) for k, x in enumerate(cohort[:active])]
 
 
-def add_noise(flat: Flat, cohort: Sequence[Drawing], batch: int, guard: Guard, epoch: int, step: int) -> None:
+def add_noise(flat: Flat, cohort: Sequence[Learner], batch: int, guard: Guard, epoch: int, step: int) -> None:
     """Turn each user's clipped sum in ``flat.grad_KP`` into the noised mean: one row for each of ``cohort``."""
     for gradient, x in zip(flat.grad_KP, cohort, strict=False):
         if x.noise:
@@ -65,7 +57,7 @@ def add_noise(flat: Flat, cohort: Sequence[Drawing], batch: int, guard: Guard, e
         gradient /= min(batch, len(x.train))
 
 
-def _drawn(x: Drawing, grouped: Units, batch: int, coins: Noise) -> Units:
+def _drawn(x: Learner, grouped: Units, batch: int, coins: Noise) -> Units:
     rate = batch / len(x.train)
     if rate >= 1:
         return grouped

@@ -17,11 +17,12 @@ from client import controls, data
 from client.adapters.fisher import fitted
 from client.adapters.layout import Layout, layout
 from client.data.types import Dataset, Encoded
+from client.learner import Learner
 from client.private import PrivateStore
 from client.purse import Purse
 from client.score import scores
 from client.tower import Blocks, Tower
-from client.train import Learner, Trainer, Work, together
+from client.train import Trainer, Work, together
 from configs.errors import InputError
 from configs.scenario import Local, Scenario
 from strategies import aggregators, schemes
@@ -173,7 +174,7 @@ class Node:
         return budget.event(noise, examples, local.batch, local.epochs)
 
     def _local(self, task: Task, phase: Phase) -> Local:
-        local = budget.local(self.scenario, phase)
+        local = budget.local(self.scenario, phase.name)
         return local if task.epochs is None else replace(local, epochs=task.epochs)
 
     def _phase(self, task: Task, phase: Phase, turns: Sequence[Turn], states: list[State], work: Work) -> list[State]:

@@ -13,25 +13,15 @@ from torch import Tensor
 from client import dpsgd
 from client.adapters.layout import Layout
 from client.data.types import Encoded
-from client.dpsgd import Drawing, Guard
+from client.dpsgd import Guard
 from client.flat import Flat, RowOptimizer
+from client.learner import Learner
 from client.objective import row_losses
 from client.planner import Pass, cohorts, step_passes, token_budget, unit_passes
 from client.score import mean_losses
 from client.tower import Blocks, Tower
 from configs.scenario import Engine, Local
 from strategies.tree import State, generator, stack
-
-
-@dataclass(frozen=True)
-class Learner:
-    """One user's part in a phase."""
-
-    state: State  # "block/name" -> tensor: everything that is applied, moving or not
-    train: Sequence[Encoded]
-    validation: Sequence[Encoded]
-    key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
-    noise: float = 0.0  # of a guarded phase: standard deviation of the noise over the bound of a unit's gradient
 
 
 @dataclass
@@ -113,15 +103,14 @@ class Trainer:
 
     def _guarded_epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
                        budget: int, work: Work, guard: Guard) -> None:  # fmt: skip
-        drawings = [Drawing(x.train, x.key, x.noise) for x in cohort]
         fixed = {name: value.unsqueeze(1) for name, value in fixed.items()}
-        for step, drawn in enumerate(dpsgd.batches(drawings, batch, guard, epoch)):
+        for step, drawn in enumerate(dpsgd.batches(cohort, batch, guard, epoch)):
             active = len(drawn)
             flat.grad_KP[:active].zero_()
             for part in unit_passes(drawn, [x.train[0] for x in cohort[:active]], self.tower, budget, flat.grad_KP.shape[1]):
                 leaves = flat.leaves_per_unit(active, part.units)
                 flat.accumulate_clipped(self._loss(part, {**prefix(fixed, active), **leaves}, work), leaves, guard.clip)
-            dpsgd.add_noise(flat, drawings[:active], batch, guard, epoch, step)
+            dpsgd.add_noise(flat, cohort[:active], batch, guard, epoch, step)
             optimizer.step(range(active))
             work.steps += active
 

@@ -19,6 +19,7 @@ from server.finish import finish
 from server.grid import GridRuntime
 from strategies.base import Task
 from strategies.files import home, write_text
+from strategies.privacy import rules
 from strategies.tree import State
 
 log = logging.getLogger("flwr.homing")
@@ -48,8 +49,7 @@ def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0) -> Path:
 
 
 def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
-    if scenario.privacy.guarantee != "off":
-        raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
+    rules.refuse_over_flower(scenario)
     clock = {"load": time.perf_counter()}
     aggregator = aggregation.build(scenario)
     checkpoint.begin(folder, scenario)

@@ -15,6 +15,7 @@ from server import aggregation, rounds
 from server.admission import admitted
 from server.grid import GridRuntime, among, orders, questions, releases, rows
 from strategies.base import Release, Task
+from strategies.privacy import rules
 from strategies.tree import State, norm, subtract
 
 log = logging.getLogger("flwr.homing")
@@ -29,8 +30,7 @@ class HomingStrategy(Strategy):
     """
 
     def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
-        if scenario.privacy.guarantee != "off":
-            raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
+        rules.refuse_over_flower(scenario)
         self.scenario, self.nodes = scenario, nodes
         self.aggregator = aggregation.build(scenario)
         self.runtime: GridRuntime | None = None
@@ -47,7 +47,7 @@ class HomingStrategy(Strategy):
         if server_round == 1:
             self.memory = None
         self.shared = dict(arrays.to_torch_state_dict())
-        task = rounds.plan(self.scenario, self.shared, server_round, rounds.participations(self.scenario, len(self.users)))
+        task = rounds.plan(self.scenario, self.shared, server_round, len(self.users))
         self.asked = among(runtime.homes(), rounds.sample(self.scenario, self.users, server_round))
         return orders(self.asked, task, runtime.run)
 

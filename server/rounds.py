@@ -32,8 +32,7 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
     state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
     users = list(runtime.users())
     for number in range(state.round + 1, last_round(scenario) + 1):
-        task = plan(scenario, state.shared, number, participations(scenario, len(users)))
-        state = _round(scenario, runtime, aggregator, state, task, users)
+        state = _round(scenario, runtime, aggregator, state, plan(scenario, state.shared, number, len(users)), users)
         began = time.perf_counter()
         checkpoint.commit(folder, state)
         observe(state.rows[-1] | {"commit_seconds": time.perf_counter() - began})
@@ -45,12 +44,13 @@ def last_round(scenario: Scenario) -> int:
     return scenario.rounds + (scenario.personalize > 0)
 
 
-def plan(scenario: Scenario, shared: State, number: int, participations: int = 0) -> Task:
-    """What a round asks of its users."""
+def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
+    """What a round asks of its users, of so many in the run."""
+    most = participations(scenario, users)
     if number > scenario.rounds:
-        return Task(number, shared, ("final",), scenario.personalize, participations)
+        return Task(number, shared, ("final",), scenario.personalize, most)
     both = "shared" in schemes.build(scenario.scheme).blocks and number <= scenario.private_from
-    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=participations)
+    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=most)
 
 
 def followed(scenario: Scenario, number: int) -> tuple[str, ...]:

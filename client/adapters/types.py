@@ -5,7 +5,7 @@ R rank. A parameter [K, ...] is one per user. In training with differential priv
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def times(x_NTI: Tensor, w: Tensor) -> Tensor:
     W may be [K, u, O, I], equal along u: a user's rows then belong to u privacy units, each of which gets a gradient of its own.
     """
     if w.dim() == 4 and w.shape[1] > 1:
-        return _PerUnit.apply(x_NTI, w)  # type: ignore[return-value]
+        return cast(Tensor, _PerUnit.apply(x_NTI, w))
     w = _plain(w).to(x_NTI.dtype)
     if w.shape[0] == 1:
         return F.linear(x_NTI, w[0])

@@ -36,7 +36,7 @@ def render(run: Run) -> str:
     summary = summary_of(run)
     body = "\n".join(
         [
-            f'<p class="privacy">{html.escape(promise(run.scenario, run.directory))}</p>',
+            f'<p class="privacy">{html.escape(promise(run.scenario, summary["epsilon"]))}</p>',
             _headline(run, summary),
             _facts(run, summary),
             _controls(run.users, summary),

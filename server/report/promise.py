@@ -21,11 +21,10 @@ def spent(scenario: Scenario, directory: Path) -> dict[str, float]:
     return {"example": max(epsilons(histories, scenario.privacy.example.delta, scenario.privacy.accountant), default=0.0)}
 
 
-def promise(scenario: Scenario, directory: Path) -> str:
-    """One line for a reader who reads no further."""
+def promise(scenario: Scenario, found: dict[str, float]) -> str:
+    """One line for a reader who reads no further; ``found`` is what `spent` gives."""
     if scenario.privacy.guarantee == "unclaimed":
         return UNCLAIMED
-    found = spent(scenario, directory)
     if "example" not in found:
         return NONE
     beside = ", together with the user's private adapter," if covers_private(scenario) else ", but not the user's private adapter,"

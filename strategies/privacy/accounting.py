@@ -9,6 +9,8 @@ No answer is smaller than the truth. In one history the whole of it is accounted
 
 Neighbours: zero-out, except with ``fixed`` sampling. Replacing one unit moves a sum by up to 2 S, and an event's noise is its ratio to
 S: there every noise counts half. For a concentrated step that is a group of two (Bun & Steinke, arXiv 1605.02065, proposition 1.9).
+
+The libraries are imported where they are used: they take seconds, and most processes that import this file never ask them.
 """
 
 import math
@@ -18,11 +20,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SampledWithoutReplacementDpEvent
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
-from opacus.accountants import PRVAccountant
-from opacus.accountants.analysis.rdp import compute_rdp
 from scipy.optimize import brentq
 
 from configs.errors import InputError, unknown
@@ -143,6 +140,9 @@ def _composed(parts: tuple[Event, ...], delta: float, method: str) -> float:
 
 def _pld(parts: tuple[Event, ...], delta: float) -> float:
     """Privacy loss distributions, on a grid that rounds up; zero-out costs what add-or-remove costs."""
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, _interval(parts))
     for part in parts:
         gaussian = GaussianDpEvent(part.noise)
@@ -161,6 +161,8 @@ def _prv(parts: tuple[Event, ...], delta: float) -> float:
     mu = _rough(parts)
     if mu > LARGEST_PRV[0] or sum(part.steps for part in parts) > LARGEST_PRV[1]:
         return _pld(parts, delta)
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.history = [(part.noise, part.rate, part.steps) for part in parts]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -175,6 +177,8 @@ def _rdp(parts: tuple[Event, ...], delta: float) -> float:
 @lru_cache(maxsize=1 << 12)
 def _curve(noise: float, rate: float) -> Floats:
     """RDP of one Poisson-sampled step at all `ORDERS` (Mironov, Talwar & Zhang, arXiv 1908.10530, section 3.3)."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
     return np.maximum(compute_rdp(q=rate, noise_multiplier=min(noise, LARGEST_NOISE), steps=1, orders=ORDERS.tolist()), 0.0)
 
 
@@ -185,6 +189,9 @@ def _converted(curve: Floats, delta: float) -> float:
 
 def _fixed(parts: tuple[Event, ...], delta: float) -> float:
     """RDP under replace-one, every noise halved: the accountant's is the ratio to 2 S."""
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
     accountant = RdpAccountant(SPARSE.tolist(), NeighboringRelation.REPLACE_ONE)
     for part in parts:
         gaussian = GaussianDpEvent(min(part.noise / 2, LARGEST_NOISE))

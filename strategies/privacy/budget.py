@@ -33,9 +33,9 @@ def label(phase: Phase, last: bool = False) -> str:
     return FINAL if last else phase.name
 
 
-def local(scenario: Scenario, phase: Phase) -> Local:
-    """The training settings of a phase."""
-    return scenario.shared_training if phase.name == "shared" else scenario.private_training
+def local(scenario: Scenario, name: str) -> Local:
+    """The training settings of the phases of a name, "shared" or "private"."""
+    return scenario.shared_training if name == "shared" else scenario.private_training
 
 
 def clip(scenario: Scenario, phase: Phase) -> float:
@@ -79,9 +79,10 @@ def planned(scenario: Scenario, scheme: Scheme, examples: int, participations: i
     for phase in scheme.phases:
         rounds = min(participations, scenario.rounds - scenario.private_from) if _waits(phase, scheme) else participations
         if rounds > 0:
-            found[label(phase)] = _largest(phase, local(scenario, phase), examples, local(scenario, phase).epochs * rounds)
+            how = local(scenario, phase.name)
+            found[label(phase)] = _largest(phase, how, examples, how.epochs * rounds)
     if scenario.personalize and "private" in scheme.blocks:
-        found[FINAL] = _largest(scheme.final, local(scenario, scheme.final), examples, scenario.personalize)
+        found[FINAL] = _largest(scheme.final, local(scenario, scheme.final.name), examples, scenario.personalize)
     return {name: cost for name, cost in found.items() if cost.steps}
 
 

@@ -2,7 +2,7 @@
 
 By the billboard lemma (Hsu, Huang, Roth, Roughgarden & Wu, "Private Matchings and Allocations", STOC 2014, arXiv 1311.2828, lemma 4.1):
 if all that is released is (epsilon, delta)-DP in a user's whole data, then so is what anyone else holds, private adapters that were
-trained beside it included, as those are made of the releases and of other users' data. `docs/privacy.md` has the proof.
+trained beside it included, as those are made of the releases and of other users' data.
 
 | mechanism | noise | each user pays |
 |---|---|---|

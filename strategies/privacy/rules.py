@@ -1,6 +1,6 @@
 """What is refused before anything runs: combinations under which an epsilon would be printed that does not hold.
 
-Each is a sentence that says why and what to do. `docs/privacy.md` has the arguments.
+Each is a sentence that says why and what to do.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
 from strategies.base import Scheme
-from strategies.privacy import accounting
+from strategies.privacy import accounting, budget
 
 
 def refuse(scenario: Scenario) -> None:
@@ -18,6 +18,12 @@ def refuse(scenario: Scenario) -> None:
         accounting.check(scenario.privacy.accountant)
     for sentence in problems(scenario):
         raise InputError(sentence)
+
+
+def refuse_over_flower(scenario: Scenario) -> None:
+    """Raise `InputError` for a guarantee that Flower's nodes do not keep yet: any."""
+    if scenario.privacy.guarantee != "off":
+        raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
 
 
 def problems(scenario: Scenario) -> Iterator[str]:
@@ -44,7 +50,7 @@ def covers_private(scenario: Scenario) -> bool:
 
 def _stopping(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
     for name in trained(scheme):
-        if (scenario.shared_training if name == "shared" else scenario.private_training).early_stopping:
+        if budget.local(scenario, name).early_stopping:
             yield (
                 f"{name}_training.early_stopping looks at a user's validation examples without noise, so no guarantee for "
                 f"examples holds; set {name}_training.early_stopping=false and a number of epochs"

@@ -17,9 +17,10 @@ from client.adapters.layout import Layout, layout
 from client.base import Base
 from client.data.types import Encoded
 from client.dpsgd import Guard
+from client.learner import Learner
 from client.planner import unit_passes
 from client.tower import Tower
-from client.train import Learner, Trainer
+from client.train import Trainer
 from configs.scenario import Adapter, Engine, Local
 from strategies.privacy import budget
 from strategies.privacy.events import Event
@@ -38,6 +39,7 @@ KINDS = {
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LOOSE = Guard(1e9, keyed)
+ENGINE = Engine()
 
 
 def start(found: Layout, user: int) -> State:
@@ -47,7 +49,7 @@ def start(found: Layout, user: int) -> State:
 
 
 def fit(base: Base, users: Mapping[int, Sequence[Encoded]], local: Local, guard: Guard | None, kind: str = "lora",
-        engine: Engine = Engine(), noise: float = 0.0, moves: Callable[[str], bool] = lambda _: True,  # noqa: B008
+        engine: Engine = ENGINE, noise: float = 0.0, moves: Callable[[str], bool] = lambda _: True,
         label_ids: tuple[int, ...] = ()) -> dict[int, State]:  # fmt: skip
     """What each user's tensors move by."""
     blocks = (layout("shared", LORA, base, 0), layout("private", KINDS[kind], base, 0))
@@ -185,7 +187,7 @@ def test_a_step_without_units_is_a_step_of_noise(base: Base, texts: Texts) -> No
 
 
 def test_units_are_drawn_by_coins_of_the_right_rate(texts: Texts) -> None:
-    x = dpsgd.Drawing(texts(0, 20), (0,), 1.0)
+    x = Learner({}, texts(0, 20), [], (0,), 1.0)
     counts = [len(drawn[0]) for epoch in range(100) for drawn in dpsgd.batches([x], 5, LOOSE, epoch)]
     assert len(counts) == 400
     assert sum(counts) / len(counts) == pytest.approx(5, abs=0.4)  # 20 coins of one in four
@@ -197,7 +199,7 @@ def test_units_are_drawn_by_coins_of_the_right_rate(texts: Texts) -> None:
 def test_what_is_booked_is_what_is_run(texts: Texts) -> None:
     assert budget.event(2.0, 20, 20, 3) == Event(2.0, 3)
     assert budget.event(2.0, 20, 6, 3) == Event(2.0, 12, 0.3, "poisson")
-    x = dpsgd.Drawing(texts(0, 20), (0,), 1.0)
+    x = Learner({}, texts(0, 20), [], (0,), 1.0)
     assert len(list(dpsgd.batches([x], 6, LOOSE, 0))) * 3 == budget.event(2.0, 20, 6, 3).steps
 
 

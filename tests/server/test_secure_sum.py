@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ def vectors(names: tuple[str, ...] = NAMES, size: int = SIZE, top: int = 10**6) 
     return {name: torch.randint(-top, top, (size,), generator=draw) for name in names}
 
 
-def total(inputs: dict[str, Tensor], without: set[str] = frozenset()) -> Tensor:  # type: ignore[assignment]
+def total(inputs: dict[str, Tensor], without: Collection[str] = ()) -> Tensor:
     """The clear sum."""
     return torch.stack([v for k, v in inputs.items() if k not in without]).sum(0)
 

@@ -136,7 +136,7 @@ def test_the_grid_is_the_finest_one_that_has_room() -> None:
 )
 def test_what_no_grid_can_hold_is_one_sentence(change: dict[str, float], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        fit(**({"bound": 0.3, "size": 100_000, "users": 100} | change))  # type: ignore[arg-type]
+        fit(**({"bound": 0.3, "size": 100_000, "users": 100} | change))  # type: ignore[arg-type] - whole numbers among floats, as one mapping
 
 
 # ------------------------------------------------------------------ the discrete Gaussian
@@ -180,7 +180,7 @@ def test_noise_is_the_keys_or_nobodys() -> None:
     assert float((entropy(10_000).double() / 2**63).mean()) == pytest.approx(0.5, abs=0.02)
     for sigma in (0, 2**24 + 1, 0.5):
         with pytest.raises(InputError, match="whole number"):
-            gaussian(3, sigma)  # type: ignore[arg-type]
+            gaussian(3, sigma)  # type: ignore[arg-type] - 0.5 is what is to be refused
 
 
 # ------------------------------------------------------------------ the sum
