@@ -18,6 +18,7 @@ from client.adapters.fisher import fitted
 from client.adapters.layout import Layout, layout
 from client.data.types import Dataset, Encoded
 from client.learner import Learner
+from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
 from client.purse import Purse
 from client.score import scores
@@ -98,9 +99,11 @@ class Node:
     """Users, their data and private adapters, and the engine that trains them."""
 
     def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore,
-                 purse: Purse | None = None) -> None:  # fmt: skip
-        """Put the adapters on the base. Without a ``purse`` a node trains nobody whose examples are to be protected."""
-        self.scenario, self.base, self.dataset, self.store, self.purse = scenario, base, dataset, store, purse
+                 purse: Purse | None = None, own: OwnNoise | None = None) -> None:  # fmt: skip
+        """Put the adapters on the base. Without a ``purse`` a node trains nobody whose examples are to be protected; without its
+        ``own`` noise it releases nothing under the local mechanism.
+        """
+        self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
         self.split = split(scenario, base)
@@ -134,6 +137,7 @@ class Node:
         received, phases = self._received(task), self._phases(task)
         parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in users}
         users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (users, {})
+        users = self._paying(task, users)
         states = [self._state(user, task, received) for user in users]
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
@@ -145,7 +149,7 @@ class Node:
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
                  "seconds": time.perf_counter() - began}  # fmt: skip
         for user, state in zip(users, states, strict=True):
-            yield self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()})
+            yield self._guarded(task, user, self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()}))
 
     def _phases(self, task: Task) -> list[Phase]:
         """The turns of a round. One that is alone in it sees all of a user's examples."""
@@ -169,11 +173,34 @@ class Node:
         allowed = self.purse.book(task.round, self.split.scheme, costs)
         return [user for user in parts if user in allowed], noise
 
+    def _own_noise(self) -> OwnNoise | None:
+        """What guards users' releases here, where that is not the server."""
+        if not (self.scenario.privacy.of_users and self.scenario.privacy.user.mechanism == "local"):
+            return None
+        if self.own is None:
+            raise RuntimeError("a node whose users noise their own releases needs a source of that noise")
+        return self.own
+
+    def _paying(self, task: Task, users: Sequence[str]) -> Sequence[str]:
+        """Those whose budget of guarantee U allows a release in this round, if it is kept here."""
+        own = self._own_noise()
+        if own is None or "final" in task.turns:
+            return users
+        allowed = own.book(task, users)
+        return [user for user in users if user in allowed]
+
+    def _guarded(self, task: Task, user: str, release: Release) -> Release:
+        """The release as guarantee U lets it out."""
+        if not self.scenario.privacy.of_users:
+            return release
+        own = self._own_noise()
+        return own.noised(release, task, user) if own else clipped(release, task)
+
     def _cost(self, task: Task, phase: Phase, noise: float, examples: int) -> Event:
-        local = self._local(task, phase)
+        local = self._settings(task, phase)
         return budget.event(noise, examples, local.batch, local.epochs)
 
-    def _local(self, task: Task, phase: Phase) -> Local:
+    def _settings(self, task: Task, phase: Phase) -> Local:
         local = budget.local(self.scenario, phase.name)
         return local if task.epochs is None else replace(local, epochs=task.epochs)
 
@@ -187,7 +214,7 @@ class Node:
             for x, state in zip(turns, states, strict=True)
         ]
         guard = self.purse.guard(phase) if self.scenario.privacy.of_examples and self.purse else None
-        moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), self._local(task, phase), guard)
+        moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), self._settings(task, phase), guard)
         work.add(done)
         return [{**s, **m} for s, m in zip(states, moved, strict=True)]
 

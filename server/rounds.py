@@ -2,37 +2,45 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import ceil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.scenario import Scenario
 from server import checkpoint
 from server.admission import admitted
 from server.checkpoint import Checkpoint
+from server.joint import Joint
+from server.sampling import participations, sample
 from strategies import schemes
 from strategies.base import Aggregator, Release, Runtime, Task
-from strategies.tree import State, generator, nbytes, norm, subtract
+from strategies.privacy.joint import bound, needed
+from strategies.tree import State, nbytes, norm, subtract
 
 Observer = Callable[[dict[str, Any]], None]
+SLACK = 1 + 1e-4  # a sum of clipped releases in float32 may be so much longer than in exact numbers
 VALIDATED = ("shared", "shared_private", "local_only")  # rows that are followed from round to round
 
 
 def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
-        observe: Observer = lambda _row: None) -> Checkpoint:  # fmt: skip
+        observe: Observer = lambda _row: None, joint: Joint | None = None) -> Checkpoint:  # fmt: skip
     """Run or resume a scenario in ``folder`` and return its last round. ``shared`` is where the first round starts.
 
-    ``observe`` is called with each round's row once the round is final.
+    ``observe`` is called with each round's row once the round is final. ``joint``: guarantee U by noise on the sum of each round.
     """
     checkpoint.begin(folder, scenario)
+    if needed(scenario) and joint is None:
+        raise RuntimeError("a server that is to protect users needs a plan of the noise")
+    aggregator = joint.around(aggregator) if joint else aggregator
     state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
     users = list(runtime.users())
     for number in range(state.round + 1, last_round(scenario) + 1):
-        state = _round(scenario, runtime, aggregator, state, plan(scenario, state.shared, number, len(users)), users)
+        task = replace(plan(scenario, state.shared, number, len(users)), bound=bound(scenario, state.memory))
+        chosen = joint.sample(users, number) if joint else sample(scenario, users, number)
+        state = _round(scenario, runtime, aggregator, state, task, chosen)
         began = time.perf_counter()
         checkpoint.commit(folder, state)
         observe(state.rows[-1] | {"commit_seconds": time.perf_counter() - began})
@@ -63,37 +71,9 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
     return tuple(row for row in VALIDATED if alone or row != "shared") if due else ()
 
 
-def sample(scenario: Scenario, users: Sequence[str], number: int) -> list[str]:
-    """The users of a round, keyed by the seed as `Scenario.sampling` says; everyone in the last, private one."""
-    count, seed = scenario.users_per_round, scenario.seed
-    if not 0 < count < len(users) or number > scenario.rounds:
-        return list(users)
-    if scenario.sampling == "poisson":
-        coins = torch.rand(len(users), generator=generator(seed, number, "sample"), dtype=torch.float64)
-        return [user for user, coin in zip(users, coins.tolist(), strict=True) if coin < count / len(users)]
-    if scenario.sampling == "cyclic":
-        order, first = _shuffled(len(users), seed, "sample"), (number - 1) % turns(scenario, len(users)) * count
-        return sorted(users[i] for i in order[first : first + count])
-    return sorted(users[i] for i in _shuffled(len(users), seed, number, "sample")[:count])
-
-
-def turns(scenario: Scenario, users: int) -> int:
-    """Rounds in which cyclic sampling comes once to everyone."""
-    return ceil(users / min(scenario.users_per_round or users, users)) if users else 1
-
-
-def participations(scenario: Scenario, users: int) -> int:
-    """In how many of the rounds any one user trains at most."""
-    return ceil(scenario.rounds / turns(scenario, users)) if scenario.sampling == "cyclic" else scenario.rounds
-
-
-def _shuffled(count: int, *key: object) -> list[int]:
-    return torch.randperm(count, generator=generator(*key)).tolist()
-
-
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
-           users: list[str]) -> Checkpoint:  # fmt: skip
-    chosen, tally, clock = sample(scenario, users, task.round), _Tally(), _Clock()
+           chosen: list[str]) -> Checkpoint:  # fmt: skip
+    tally, clock = _Tally(), _Clock()
     releases = admission_of(scenario, runtime, task, chosen, state.shared, tally)
     memory, shared = aggregator.apply(state.memory, state.shared, clock.each("train", releases))
     clock.lap("aggregate")
@@ -119,7 +99,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
 def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[str], shared: State,
                  tally: "_Tally") -> Iterator[Release]:  # fmt: skip
     """The round's releases that are in order, counted on their way."""
-    for release in admitted(runtime.train(task, users), shared, scenario.max_release_norm, tally.dropped):
+    limit = min(scenario.max_release_norm, task.bound * SLACK) if task.bound else scenario.max_release_norm
+    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, scenario.privacy.of_users):
         tally.add(release)
         yield release
 

@@ -9,14 +9,17 @@ from typing import Any
 from client import base as bases
 from client.data.types import Dataset
 from client.node import Node
+from client.own_noise import OwnNoise
 from client.private import PrivateStore
 from client.purse import Purse
 from configs.scenario import Scenario, label
 from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
-from server.report.promise import LEDGER
+from server.joint import Joint, open_joint
+from server.report.promise import JOINT, LEDGER
 from simulations.fused import FusedRuntime
 from strategies.base import Task
+from strategies.privacy import joint as user_level
 from strategies.privacy.ledger import Ledger
 
 
@@ -33,13 +36,13 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
     store = PrivateStore(folder / "private")
     node = Node(scenario, world.base, world.dataset, store)  # before the folder is there: a name that the base lacks leaves nothing
-    with closing(node), checkpoint.held(folder), _purse(scenario, folder) as node.purse:
+    with closing(node), checkpoint.held(folder), _purse(scenario, folder) as node.purse, _joint(scenario, node, folder) as joint:
         node.warm()
         checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)
         store.forget_after(last.round if last else 0)
         aggregator = aggregation.build(scenario)
-        state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe)
+        state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe, joint)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
 
 
@@ -51,3 +54,17 @@ def _purse(scenario: Scenario, folder: Path) -> Iterator[Purse | None]:
         return
     with Ledger(folder / LEDGER) as ledger:
         yield Purse(scenario, ledger, label(scenario))
+
+
+@contextmanager
+def _joint(scenario: Scenario, node: Node, folder: Path) -> Iterator[Joint | None]:
+    """The server's ledger of guarantee U; where users noise their own releases, the node's."""
+    if not scenario.privacy.of_users:
+        yield None
+        return
+    with Ledger(folder / JOINT) as ledger:
+        if user_level.needed(scenario):
+            yield open_joint(scenario, node.users(), ledger, label(scenario))
+        else:
+            node.own = OwnNoise(scenario, ledger, label(scenario))
+            yield None

@@ -8,8 +8,11 @@ from strategies.base import Release
 from strategies.tree import State, norm
 
 
-def refusal(release: Release, shared: State, max_norm: float) -> str | None:
-    """Why a release is refused, or None. Names, shapes, dtype, finite numbers, counts, and L2 norm of the mean update."""
+def refusal(release: Release, shared: State, max_norm: float, uniform: bool = False) -> str | None:
+    """Why a release is refused, or None. Names, shapes, dtype, finite numbers, counts, and L2 norm of the mean update.
+
+    ``uniform``: every user's weight must be 1.
+    """
     unknown = [name for name in release.update if name not in shared]
     if unknown:
         return "unknown tensor"
@@ -18,6 +21,8 @@ def refusal(release: Release, shared: State, max_norm: float) -> str | None:
     if any(value.dtype != torch.float32 for value in release.update.values()):
         return "wrong dtype"
     if not 0 <= release.weight < float("inf") or (release.weight == 0 and release.update):
+        return "bad weight"
+    if uniform and release.update and release.weight != release.users:
         return "bad weight"
     if release.users < 1 or not all(math.isfinite(number) for number in release.metrics.values()):
         return "bad count"

@@ -18,6 +18,7 @@ class Task:
     turns: tuple[str, ...] = ("shared", "private")  # which phases of the scheme run in this round; ("final",): its last one
     epochs: int | None = None  # instead of the scenario's
     participations: int = 0  # in how many rounds of the run a user trains at most: what the privacy of each of them is planned for
+    bound: float = 0.0  # L2, of each user's whole release under guarantee U; 0: none
 
 
 @dataclass(frozen=True)

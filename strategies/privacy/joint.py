@@ -25,6 +25,7 @@ from strategies.privacy.matrix import Banded
 from strategies.privacy.noise import Noise
 from strategies.tree import State
 
+WHAT = "joint"  # under which name a round is booked
 ROUND, BOUND, MEMORY = "privacy/round", "privacy/bound", "privacy/memory/"
 BITS = 0.05  # standard deviation of the noise on the users' bits, over the users of a round (Andrew et al., section 3.1)
 
@@ -57,7 +58,7 @@ def plan(scenario: Scenario, cohorts: Cohorts, spent: tuple[Event, ...] = ()) ->
     """Find the noise multiplier with which a whole run stays in the budget, after what the ledger already holds."""
     level = scenario.privacy.user
     unit = Plan(scenario, cohorts, 1.0)
-    steps = cohorts.rounds if _everyone_pays(scenario) else cohorts.participations
+    steps = cohorts.rounds if everyone_pays(scenario) else cohorts.participations
     costs = tuple(cost for number in range(1, steps + 1) if (cost := event(unit, number)).steps)
     return Plan(scenario, cohorts, budget.factor(costs, spent, level.epsilon, level.delta, scenario.privacy.accountant))
 
@@ -72,12 +73,19 @@ def event(plan: Plan, number: int) -> Event:
 
 def payers(plan: Plan, chosen: Iterable[str], users: Iterable[str]) -> list[str]:
     """Who pays for a round: those chosen for it, or everyone where nobody sees who is chosen or where costs are counted by turns."""
-    return list(users if _everyone_pays(plan.scenario) else chosen)
+    return list(users if everyone_pays(plan.scenario) else chosen)
 
 
-def bound(memory: State) -> float:
-    """The bound by which the users of the next round clip; 0 where the scenario's holds."""
-    return float(memory[BOUND]) if BOUND in memory else 0.0
+def bound(scenario: Scenario, memory: State) -> float:
+    """The bound by which the users of the next round clip their releases: the scenario's, or where `around` has moved it to; else 0."""
+    if not needed(scenario):
+        return 0.0
+    return float(memory[BOUND]) if BOUND in memory else scenario.privacy.user.clip
+
+
+def needed(scenario: Scenario) -> bool:
+    """Whether a server has to noise the sum of a round: not where users noise their own releases."""
+    return scenario.privacy.of_users and scenario.privacy.user.mechanism != "local"
 
 
 def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggregator:
@@ -132,5 +140,6 @@ def _sampling(scenario: Scenario) -> user_level.Sampling:
     return "poisson" if hidden else "all"
 
 
-def _everyone_pays(scenario: Scenario) -> bool:
+def everyone_pays(scenario: Scenario) -> bool:
+    """Whether a round costs users who are not chosen for it as well."""
     return _sampling(scenario) == "poisson" or scenario.privacy.user.mechanism == "banded"

@@ -1,0 +1,42 @@
+"""Who trains in a round, and how often that can be anyone."""
+
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+
+from configs.scenario import Scenario
+from strategies.tree import generator
+
+
+def sample(scenario: Scenario, users: Sequence[str], number: int, secret: int | None = None) -> list[str]:
+    """The users of a round, as `Scenario.sampling` says; everyone in the last, private one.
+
+    The choice is keyed by the scenario's seed. ``secret`` takes the seed's place for the coins of Poisson sampling, which amplify
+    privacy only where nobody can tell how they fell.
+    """
+    count, seed = scenario.users_per_round, scenario.seed
+    if not 0 < count < len(users) or number > scenario.rounds:
+        return list(users)
+    if scenario.sampling == "poisson":
+        key = seed if secret is None else secret
+        coins = torch.rand(len(users), generator=generator(key, number, "sample"), dtype=torch.float64)
+        return [user for user, coin in zip(users, coins.tolist(), strict=True) if coin < count / len(users)]
+    if scenario.sampling == "cyclic":
+        order, first = _shuffled(len(users), seed, "sample"), (number - 1) % turns(scenario, len(users)) * count
+        return sorted(users[i] for i in order[first : first + count])
+    return sorted(users[i] for i in _shuffled(len(users), seed, number, "sample")[:count])
+
+
+def turns(scenario: Scenario, users: int) -> int:
+    """Rounds in which cyclic sampling comes once to everyone."""
+    return ceil(users / min(scenario.users_per_round or users, users)) if users else 1
+
+
+def participations(scenario: Scenario, users: int) -> int:
+    """In how many of the rounds any one user trains at most."""
+    return ceil(scenario.rounds / turns(scenario, users)) if scenario.sampling == "cyclic" else scenario.rounds
+
+
+def _shuffled(count: int, *key: object) -> list[int]:
+    return torch.randperm(count, generator=generator(*key)).tolist()
