@@ -259,7 +259,7 @@ class Scenario:
         _require(self.personalize >= 0, "personalize", "0 or more", self.personalize)
         _require(self.max_release_norm > 0, "max_release_norm", "positive", self.max_release_norm)
         _require(self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every)
-        _require(self.shared.kind == "lora", "shared.kind", "'lora' (what is aggregated)", self.shared.kind)
+        _require(self.shared.kind in ("lora", "core"), "shared.kind", "'lora' or 'core' (what can be averaged)", self.shared.kind)
 
 
 def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Scenario:

@@ -16,4 +16,4 @@ NAME = "prompt_embeddings"
 def init_prompt(config: Adapter, embeddings_VD: torch.Tensor, generator: torch.Generator) -> State:
     """One user's start: rows of the vocabulary's embedding matrix."""
     rows = torch.randint(embeddings_VD.shape[0], (config.tokens,), generator=generator)
-    return {NAME: embeddings_VD[rows.to(embeddings_VD.device)].detach().float().cpu()}
+    return {NAME: embeddings_VD[rows.to(embeddings_VD.device)].detach().float()}

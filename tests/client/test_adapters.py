@@ -141,3 +141,10 @@ def test_the_stack_of_layers_is_found_and_its_lack_is_said(base: Base) -> None:
     base.model.config.num_hidden_layers = 17
     with pytest.raises(InputError, match="17 decoder layers"):
         decoder_layers(base.model)
+
+
+@pytest.mark.parametrize("kind", ["lora", "core", "mixed", "ia3", "prompt"])
+def test_what_an_adapter_starts_from_lies_where_the_model_lies(base: Base, kind: Any) -> None:
+    base.model.to("meta")  # type: ignore[arg-type]
+    made = layout("private", Adapter(kind=kind, factors="random"), base, 0)
+    assert {value.device.type for value in made.start.values()} == {"meta"}

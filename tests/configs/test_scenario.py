@@ -189,7 +189,7 @@ def refusals() -> Iterator[tuple[str, str]]:
     yield "seed=-1", "seed must be 0 or more, got -1"
     yield "private_from=11", "private_from must be between 0 and rounds, got 11"
     yield "name=a/b", "name must be fit to name a folder, got 'a/b'"
-    yield "shared.kind=core", "shared.kind must be 'lora' (what is aggregated), got 'core'"
+    yield "shared.kind=ia3", "shared.kind must be 'lora' or 'core' (what can be averaged), got 'ia3'"
     yield "shared.rank=0", "shared.rank must be at least 1, got 0"
     yield "private.rank=0", "private.rank must be at least 1, got 0"
     yield "private.alpha=.inf", "private.alpha must be positive and finite, got inf"

@@ -88,8 +88,8 @@ def test_a_release_made_before_any_private_adapter_exists_may_be_the_only_one_no
 
 
 def test_a_users_noise_follows_from_public_numbers_and_fills_the_budget() -> None:
-    scenario = load("demo", ["privacy=example"])
+    scenario = load("results", ["privacy=example"])
     few, many = (budget.noise(scenario, 100, rounds) for rounds in (15, 60))
     assert all(few[name] < many[name] for name in ("shared", "private"))
-    tight = budget.noise(load("demo", ["privacy=example", "privacy.example.epsilon=1"]), 100, 15)
+    tight = budget.noise(load("results", ["privacy=example", "privacy.example.epsilon=1"]), 100, 15)
     assert all(tight[name] > few[name] for name in few)
