@@ -138,6 +138,8 @@ class Node:
         parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in users}
         users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (users, {})
         users = self._paying(task, users)
+        if not users:
+            return
         states = [self._state(user, task, received) for user in users]
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
@@ -167,7 +169,9 @@ class Node:
         costs: dict[str, dict[str, Event]] = {}
         for user, examples in parts.items():
             known = self.purse.noise(user, len(self.dataset.users[user].train), task.participations)
-            noise[user] = [known[budget.label(phase, last)] for phase in phases]
+            if known is None:
+                continue
+            noise[user] = [known.get(budget.label(phase, last), 0.0) for phase in phases]
             spent = [self._cost(task, phase, z, len(x)) for phase, z, x in zip(phases, noise[user], examples, strict=True)]
             costs[user] = dict(zip((budget.label(phase, last) for phase in phases), spent, strict=True))
         allowed = self.purse.book(task.round, self.split.scheme, costs)

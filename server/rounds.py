@@ -48,8 +48,8 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
 
 
 def last_round(scenario: Scenario) -> int:
-    """The federation's rounds, and one more in which everyone trains only the private adapter, if that is asked for."""
-    return scenario.rounds + (scenario.personalize > 0)
+    """The federation's rounds, and one more in which everyone trains only the private adapter, if it exists and that is asked for."""
+    return scenario.rounds + (scenario.personalize > 0 and "private" in schemes.build(scenario.scheme).blocks)
 
 
 def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:

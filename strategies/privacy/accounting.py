@@ -36,6 +36,11 @@ LARGEST_PRV = 25.0, 100_000  # mu, steps: beyond either, PRV overflows or takes 
 LARGEST_NOISE = 1e6  # beyond it RDP's sums lose their digits: counted as so much
 MOST_STEPS = 10**9
 GRID = 1.001  # ratio of neighbouring noise factors
+LARGEST_FACTOR = 1e4  # times what a central limit asks for, or what would do without a past: beyond it a budget counts as spent
+
+
+class SpentError(InputError):
+    """Nothing of a budget is left, however large the noise."""
 
 
 def check(accountant: str) -> None:
@@ -68,14 +73,15 @@ def scaled(events: Iterable[Event], factor: float) -> tuple[Event, ...]:
     return tuple(replace(event, noise=event.noise * factor) for event in events)
 
 
-def noise_factor(parts: Sequence[Event], epsilon: float, delta: float, accountant: str = "pld") -> float:
-    """The smallest factor, to 0.1 % and from above, that every noise of ``parts`` needs so that they cost at most ``epsilon``.
+def noise_factor(parts: Sequence[Event], epsilon: float, delta: float, accountant: str = "pld", spent: tuple[Event, ...] = ()) -> float:
+    """The smallest factor, to 0.1 % and from above, that every noise of ``parts`` needs so that all costs at most ``epsilon``.
 
-    0 where there is nothing to pay for. Raises `InputError` where a step has no noise to multiply, or no noise is enough.
+    All is ``parts`` and what is ``spent`` already. 0 where there is nothing to pay for. Raises `InputError` where a step has no noise
+    to multiply or no noise is enough; `SpentError`, where that is so because of the past.
     """
     check(accountant)
     _check(delta, epsilon)
-    return _factor(_folded(parts), epsilon, delta, accountant)
+    return _factor(_folded(parts), _folded(spent), epsilon, delta, accountant)
 
 
 def affordable(event: Event, spent: tuple[Event, ...], epsilon: float, delta: float, accountant: str = "pld") -> int:
@@ -214,24 +220,38 @@ def _rough(parts: Iterable[Event]) -> float:
 
 
 @lru_cache(maxsize=1 << 12)
-def _factor(parts: tuple[Event, ...], target: float, delta: float, accountant: str) -> float:
+def _factor(parts: tuple[Event, ...], spent: tuple[Event, ...], target: float, delta: float, accountant: str) -> float:
     if not parts:
         return 0.0
     if not all(part.noise for part in parts):
         raise InputError("noise must be above 0: no factor makes noise out of none")
-    mu = mu_for(target, delta)
-    if _exact(parts, accountant):
-        return _rough(parts) / mu * (1 + 1e-9)
-    start = math.exp(float(brentq(lambda x: _rough(scaled(parts, math.exp(x))) - mu, -50.0, 50.0)))  # pyright: ignore[reportArgumentType]
+    mu, exact = mu_for(target, delta) * (1 - 1e-9), _exact(_folded((*spent, *parts)), accountant)
+    room = mu**2 - _rough(spent) ** 2  # of mu^2: exact without sampling, else a guess
+    over = room * LARGEST_FACTOR**2 < mu**2 if exact else epsilons([spent], delta, accountant)[0] > target
+    if spent and over:
+        raise _spent(spent, target, delta, accountant)
+    if exact:
+        return _rough(parts) / room**0.5
+    left = max(room, mu**2 / LARGEST_FACTOR) ** 0.5
+    start = math.exp(float(brentq(lambda x: _rough(scaled(parts, math.exp(x))) - left, -50.0, 50.0)))  # pyright: ignore[reportArgumentType]
 
     def cost(power: int) -> float:
-        return epsilons([scaled(parts, start / GRID**power)], delta, accountant)[0]
+        return epsilons([(*spent, *scaled(parts, start / GRID**power))], delta, accountant)[0]
 
-    lowest = -round(math.log(1e4) / math.log(GRID))
+    lowest = -round(math.log(LARGEST_FACTOR) / math.log(GRID))
     power = _last(cost, target, 0, lowest, 64)
+    if power < lowest and spent:
+        raise _spent(spent, target, delta, accountant)
     if power < lowest:
         raise InputError(f"epsilon {target} is below what '{accountant}' can show for any noise; ask for more, or use 'pld'")
     return start / GRID**power
+
+
+def _spent(spent: tuple[Event, ...], target: float, delta: float, accountant: str) -> SpentError:
+    cost = epsilons([spent], delta, accountant)[0]
+    return SpentError(
+        f"of epsilon {target:g} the ledger has spent {cost:.4g}, and nothing is left; set a larger epsilon, or another ledger"
+    )
 
 
 def _last(cost: Callable[[int], float], limit: float, start: int, lowest: int, stride: int) -> int:

@@ -18,7 +18,6 @@ from strategies.privacy.events import Event
 FINAL = "final"
 SMALLEST = {"all": 1.0, "support": 0.3, "query": 0.2}  # share of a user's examples that a phase sees at least
 CUTS = (SMALLEST["support"], 1 - SMALLEST["query"])  # between which shares of them a support ends
-HALVINGS = 50
 
 
 def event(noise: float, examples: int, batch: int, epochs: int) -> Event:
@@ -44,6 +43,11 @@ def clip(scenario: Scenario, phase: Phase) -> float:
     return level.shared_clip if phase.name == "shared" else level.private_clip
 
 
+def covered(scenario: Scenario, name: str) -> bool:
+    """Whether a part of this label trains with noise: what does not is no part of the guarantee, and is not booked."""
+    return ("private" if name == FINAL else name) in scenario.privacy.example.noised
+
+
 def together(costs: Mapping[str, Event], scheme: Scheme) -> dict[str, Event]:
     """What the costs of several parts are for any one unit, by the parts that a cost stands for.
 
@@ -61,15 +65,15 @@ def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[E
     """The noise multiplier of each part for a user with so many examples who trains in at most so many rounds.
 
     ``spent`` is what the user's ledger holds of earlier runs. A part that is not to be noised has 0.
-    Raises `InputError` where nothing of the budget is left.
+    Raises `accounting.SpentError` where nothing of the budget is left.
     """
     level, scheme = scenario.privacy.example, schemes.build(scenario.scheme)
     parts = planned(scenario, scheme, examples, participations)
     shares = _shares(level, scheme, parts)
-    weights = {name: cost.rate * math.sqrt(cost.steps / shares[name]) for name, cost in parts.items() if _noised(level, name)}
+    weights = {name: cost.rate * math.sqrt(cost.steps / shares[name]) for name, cost in parts.items() if covered(scenario, name)}
     weighted = {name: replace(parts[name], noise=weight) for name, weight in weights.items()}
     costs = tuple(together(weighted, scheme).values())
-    common = factor(costs, spent, level.epsilon, level.delta, scenario.privacy.accountant)
+    common = accounting.noise_factor(costs, level.epsilon, level.delta, scenario.privacy.accountant, spent)
     return {name: weights.get(name, 0.0) * common for name in parts}
 
 
@@ -102,24 +106,3 @@ def _shares(level: ExampleLevel, scheme: Scheme, parts: Iterable[str]) -> dict[s
     apart = [label(phase) for phase in scheme.phases if phase.part != "all"]
     both = sum(level.shares.get(name, 1.0) for name in apart)
     return {name: both if name in apart else level.shares.get(name, 1.0) for name in parts}
-
-
-def _noised(level: ExampleLevel, name: str) -> bool:
-    return ("private" if name == FINAL else name) in level.noised
-
-
-def factor(parts: tuple[Event, ...], spent: tuple[Event, ...], epsilon: float, delta: float, accountant: str) -> float:
-    """The least factor with which ``parts`` fit after what is spent; by halving, as `accounting.noise_factor` knows of no past."""
-    if not spent or not parts:
-        return accounting.noise_factor(parts, epsilon, delta, accountant)
-    low = accounting.noise_factor(parts, epsilon, delta, accountant)
-    high = 1e4 * low
-    if accounting.epsilon((*spent, *accounting.scaled(parts, high)), delta, accountant) > epsilon:
-        return math.inf
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
-        fits = accounting.epsilon((*spent, *accounting.scaled(parts, middle)), delta, accountant) <= epsilon
-        low, high = (low, middle) if fits else (middle, high)
-        if high / low < 1.001:
-            break
-    return high

@@ -19,7 +19,7 @@ import torch
 
 from configs.scenario import Scenario
 from strategies.base import Aggregator, Release, released
-from strategies.privacy import budget, matrix, user_level
+from strategies.privacy import accounting, matrix, user_level
 from strategies.privacy.events import Event
 from strategies.privacy.matrix import Banded
 from strategies.privacy.noise import Noise
@@ -55,12 +55,15 @@ class Plan:
 
 
 def plan(scenario: Scenario, cohorts: Cohorts, spent: tuple[Event, ...] = ()) -> Plan:
-    """Find the noise multiplier with which a whole run stays in the budget, after what the ledger already holds."""
+    """Find the noise multiplier with which a whole run stays in the budget, after what the ledger already holds.
+
+    Raises `accounting.SpentError` where nothing of the budget is left.
+    """
     level = scenario.privacy.user
     unit = Plan(scenario, cohorts, 1.0)
     steps = cohorts.rounds if everyone_pays(scenario) else cohorts.participations
     costs = tuple(cost for number in range(1, steps + 1) if (cost := event(unit, number)).steps)
-    return Plan(scenario, cohorts, budget.factor(costs, spent, level.epsilon, level.delta, scenario.privacy.accountant))
+    return Plan(scenario, cohorts, accounting.noise_factor(costs, level.epsilon, level.delta, scenario.privacy.accountant, spent))
 
 
 def event(plan: Plan, number: int) -> Event:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from configs.scenario import load
+from server.report import promise
 from strategies.privacy import budget, rules
 from strategies.privacy.ledger import Ledger
 from tests.simulations.command import Said, call
@@ -84,7 +85,9 @@ def test_a_promise_that_would_not_hold_is_refused_with_its_reason(here: Path, se
 def test_a_release_made_before_any_private_adapter_exists_may_be_the_only_one_noised() -> None:
     settings = ["privacy=example", "privacy.example.noised=[shared]", "rounds=3", "private_from=3", "personalize=1"]
     assert list(rules.problems(load("movielens", settings))) == []
-    assert not rules.covers_private(load("movielens", settings))
+    line = promise.promise(load("movielens", settings), {"example": 2.5})
+    assert "lets out of a user, but not the user's private adapter, is (2.5, 1e-05)-DP" in line
+    assert "together with the user's private adapter, is (2.5," in promise.promise(load("movielens", settings[:1]), {"example": 2.5})
 
 
 def test_a_users_noise_follows_from_public_numbers_and_fills_the_budget() -> None:

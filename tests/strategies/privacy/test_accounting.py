@@ -12,9 +12,9 @@ from dp_accounting.pld import PLDAccountant
 
 from configs.errors import InputError
 from strategies.privacy import accounting
-from strategies.privacy.accounting import ACCOUNTANTS, affordable, epsilon, epsilons, noise_factor, scaled
+from strategies.privacy.accounting import ACCOUNTANTS, SpentError, affordable, epsilon, epsilons, noise_factor, scaled
 from strategies.privacy.events import Event
-from strategies.privacy.gaussian import epsilon_for
+from strategies.privacy.gaussian import epsilon_for, mu_for
 
 DELTA = 1e-5
 SGD = Event(1.0, 200, 0.05, "poisson")
@@ -209,6 +209,50 @@ def test_the_noise_factor_is_the_smallest_inside_the_target(accountant: str, his
     factor = noise_factor(history, target, DELTA, accountant)
     assert 0.995 * target <= epsilon(scaled(history, factor), DELTA, accountant) <= target
     assert epsilon(scaled(history, factor / 1.0011), DELTA, accountant) > target
+
+
+PASTS = {"whole": (Event(9.0, 9),), "poisson": (Event(4.0, 100, 0.05, "poisson"),), "known": (KNOWN,)}
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize(("past", "history"), [("whole", "whole"), ("whole", "poisson"), ("poisson", "whole"), ("poisson", "mixed"),
+                                               ("known", "whole")])  # fmt: skip
+def test_after_a_past_the_noise_factor_is_the_smallest_that_keeps_both_inside_the_target(
+    accountant: str, past: str, history: str
+) -> None:
+    spent, parts, target = PASTS[past], HISTORIES[history], 3.0
+    factor = noise_factor(parts, target, DELTA, accountant, spent)
+    assert factor > noise_factor(parts, target, DELTA, accountant)
+    assert 0.99 * target < epsilon((*spent, *scaled(parts, factor)), DELTA, accountant) <= target
+    assert epsilon((*spent, *scaled(parts, factor / 1.0021)), DELTA, accountant) > target
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.999999])
+def test_what_whole_steps_leave_of_a_budget_is_subtracted_in_squares(computed: Counter[str], share: float) -> None:
+    mu = mu_for(3.0, DELTA)
+    spent = (Event(1 / (mu * share)),)
+    factor = noise_factor([Event(1.0, 4)], 3.0, DELTA, "pld", spent)
+    assert factor == pytest.approx(2 / (mu * (1 - share**2) ** 0.5), rel=1e-3)
+    assert 2.999 < epsilon((*spent, Event(factor, 4)), DELTA) <= 3.0
+    assert not computed
+
+
+@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+@pytest.mark.parametrize("parts", [(Event(1.0),), (Event(1.0, 9, 0.1, "poisson"),)], ids=["whole", "poisson"])
+def test_where_nothing_is_left_it_says_what_is_spent(accountant: str, parts: tuple[Event, ...]) -> None:
+    spent = (Event(1.5, 2),)
+    assert epsilon(spent, DELTA, accountant) > 3.0
+    with pytest.raises(
+        SpentError, match=r"^of epsilon 3 the ledger has spent (4|5)\.\d+, and nothing is left; set a larger epsilon, or"
+    ):
+        noise_factor(parts, 3.0, DELTA, accountant, spent)
+    full = (Event(1 / mu_for(3.0, DELTA) * (1 + 1e-9)),)
+    if accountant != "rdp":
+        with pytest.raises(SpentError, match="has spent 3, "):
+            noise_factor(parts, 3.0, DELTA, accountant, full)
+    with pytest.raises(SpentError, match="has spent inf, "):
+        noise_factor(parts, 3.0, DELTA, accountant, (Event(0.0),))
+    assert noise_factor([], 3.0, DELTA, accountant, spent) == 0
 
 
 def test_a_noise_factor_takes_few_computations_and_is_kept(computed: Counter[str]) -> None:
