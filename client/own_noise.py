@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from configs.scenario import Scenario
 from strategies.base import Release, Task
 from strategies.privacy import joint, local
+from strategies.privacy.accounting import SpentError
 from strategies.privacy.joint import Cohorts, Plan
 from strategies.privacy.ledger import Ledger, Spend
 from strategies.privacy.noise import entropic, keyed
@@ -35,19 +36,23 @@ class OwnNoise:
     ledger: Ledger
     run: str
     keyed: bool = True
-    known: dict[tuple[str, int], Plan] = field(default_factory=dict, repr=False)
+    known: dict[tuple[str, int], Plan | None] = field(default_factory=dict, repr=False)
 
-    def plan(self, user: str, participations: int) -> Plan:
-        """One user's noise, the same in every round, whatever is booked in between."""
+    def plan(self, user: str, participations: int) -> Plan | None:
+        """One user's noise, the same in every round, whatever is booked in between; None where earlier runs have left no budget."""
         key = (user, participations)
         if key not in self.known:
             alone = Cohorts(1, self.scenario.rounds, 1, participations, 1)
-            self.known[key] = joint.plan(self.scenario, alone, self.ledger.history(user, besides=self.run))
+            try:
+                self.known[key] = joint.plan(self.scenario, alone, self.ledger.history(user, besides=self.run))
+            except SpentError:
+                self.known[key] = None
         return self.known[key]
 
     def book(self, task: Task, users: Sequence[str]) -> frozenset[str]:
         """Commit what each user's release of a round costs; returns those whose budget allows it. Only they may release."""
-        costs = ((user, joint.event(self.plan(user, task.participations), task.round)) for user in users)
+        plans = ((user, self.plan(user, task.participations)) for user in users)
+        costs = ((user, joint.event(plan, task.round)) for user, plan in plans if plan)
         spends = [Spend(user, self.run, task.round, joint.WHAT, cost, self.keyed) for user, cost in costs]
         level = self.scenario.privacy.user
         return self.ledger.spend_within(spends, level.epsilon, level.delta, self.scenario.privacy.accountant)
@@ -57,5 +62,7 @@ class OwnNoise:
         if not release.update:
             return release
         noise = keyed(self.scenario.seed, task.round, user, joint.WHAT) if self.keyed else entropic()
-        z = self.plan(user, task.participations).noise
-        return local.privatized(release, self.scenario.privacy.user.clip, z, noise, release.update)[0]
+        plan = self.plan(user, task.participations)
+        if plan is None:
+            raise RuntimeError("a user without a budget has nothing to release")
+        return local.privatized(release, self.scenario.privacy.user.clip, plan.noise, noise, release.update)[0]

@@ -54,6 +54,14 @@ def begin(folder: Path, scenario: Scenario) -> None:
     write_text(found, to_yaml(scenario))
 
 
+def refuse_without(folder: Path, ledger: Path) -> None:
+    """Raise `InputError` where rounds count in ``folder``, and the ledger that says what they cost is gone."""
+    if (folder / "checkpoint.json").exists() and not ledger.exists():
+        raise InputError(
+            f"{ledger} is missing, and {folder} holds rounds whose privacy it has booked; put it back, or begin again in another folder"
+        )
+
+
 def commit(folder: Path, state: Checkpoint) -> None:
     """Make a round final."""
     name = f"shared-{state.round:06d}.safetensors"

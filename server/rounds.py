@@ -16,7 +16,7 @@ from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import participations, sample
 from strategies import schemes
-from strategies.base import Aggregator, Release, Runtime, Task
+from strategies.base import Aggregator, Release, Runtime, Task, personal
 from strategies.privacy.joint import bound, needed
 from strategies.tree import State, nbytes, norm, subtract
 
@@ -48,8 +48,8 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
 
 
 def last_round(scenario: Scenario) -> int:
-    """The federation's rounds, and one more in which everyone trains only the private adapter, if it exists and that is asked for."""
-    return scenario.rounds + (scenario.personalize > 0 and "private" in schemes.build(scenario.scheme).blocks)
+    """The federation's rounds, and one more in which everyone trains only what is private, if anything is and that is asked for."""
+    return scenario.rounds + (scenario.personalize > 0 and personal(schemes.build(scenario.scheme)))
 
 
 def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:

@@ -80,6 +80,11 @@ class Scheme(NamedTuple):
     final: Phase = Phase("private", ("private",))  # after the last round, where a scenario asks to personalize
 
 
+def personal(scheme: Scheme) -> bool:
+    """Whether users keep anything of their own, which a last phase could go on with."""
+    return any("private" in phase.moves for phase in scheme.phases)
+
+
 class Runtime(Protocol):
     """Runs nodes. Two implementations: in process, and over Flower."""
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from configs.scenario import ExampleLevel, Local, Scenario
 from strategies import schemes
-from strategies.base import Phase, Scheme
+from strategies.base import Phase, Scheme, personal
 from strategies.privacy import accounting
 from strategies.privacy.events import Event
 
@@ -85,7 +85,7 @@ def planned(scenario: Scenario, scheme: Scheme, examples: int, participations: i
         if rounds > 0:
             how = local(scenario, phase.name)
             found[label(phase)] = _largest(phase, how, examples, how.epochs * rounds)
-    if scenario.personalize and "private" in scheme.blocks:
+    if scenario.personalize and personal(scheme):
         found[FINAL] = _largest(scheme.final, local(scenario, scheme.final.name), examples, scenario.personalize)
     return {name: cost for name, cost in found.items() if cost.steps}
 

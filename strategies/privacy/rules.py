@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
-from strategies.base import Scheme
+from strategies.base import Scheme, personal
 from strategies.privacy import accounting, budget
 
 
@@ -30,25 +30,30 @@ def problems(scenario: Scenario) -> Iterator[str]:
     """All that makes a scenario's guarantee void, a sentence each."""
     privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
     if privacy.of_examples:
-        yield from _stopping(scenario, scheme)
+        yield from _stopping(scenario)
     if privacy.guarantee in ("example", "both"):
         yield from _uncovered(scenario, scheme)
     if privacy.of_users:
         yield from _of_users(scenario, scheme)
 
 
-def trained(scheme: Scheme) -> list[str]:
-    """Which of the two blocks a scheme trains: those that its phases are called."""
-    return list(dict.fromkeys(phase.name for phase in (*scheme.phases, *((scheme.final,) if "private" in scheme.blocks else ()))))
+def trained(scheme: Scheme, personalize: bool = True) -> list[str]:
+    """Which of the two adapters' settings a scheme trains with: what its phases are called, the last one included where there is one."""
+    last = (scheme.final,) if personalize and personal(scheme) else ()
+    return list(dict.fromkeys(phase.name for phase in (*scheme.phases, *last)))
 
 
 def covers_private(scenario: Scenario) -> bool:
     """Whether guarantee E holds for whoever gets hold of a private adapter, and not only for what is released."""
-    return "private" in scenario.privacy.example.noised or "private" not in trained(schemes.build(scenario.scheme))
+    return "private" in scenario.privacy.example.noised or "private" not in _trained(scenario)
 
 
-def _stopping(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
-    for name in trained(scheme):
+def _trained(scenario: Scenario) -> list[str]:
+    return trained(schemes.build(scenario.scheme), scenario.personalize > 0)
+
+
+def _stopping(scenario: Scenario) -> Iterator[str]:
+    for name in _trained(scenario):
         if budget.local(scenario, name).early_stopping:
             yield (
                 f"{name}_training.early_stopping looks at a user's validation examples without noise, so no guarantee for "
@@ -57,7 +62,7 @@ def _stopping(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
 
 
 def _uncovered(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
-    noised, both = scenario.privacy.example.noised, trained(scheme)
+    noised, both = scenario.privacy.example.noised, _trained(scenario)
     if "shared" in both and "shared" not in noised:
         yield (
             "privacy.example.noised leaves out 'shared': an example would go into the un-noised update, come back with the next "

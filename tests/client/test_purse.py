@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from client.purse import Purse
 from configs.scenario import Scenario, load
 from strategies import schemes
 from strategies.base import Release, Task
-from strategies.privacy import accounting, budget
+from strategies.privacy import accounting, budget, rules
 from strategies.privacy.events import Event
 from strategies.privacy.ledger import Ledger, Spend
 
@@ -91,6 +92,19 @@ def test_a_private_adapter_that_the_guarantee_leaves_out_trains_after_the_rounds
         assert 2.97 < accounting.epsilon(ledger.history(user), 1e-5) <= 3.0
         state = PrivateStore(tmp_path / "private").load(user, 4)
         assert state and any(bool(value.any()) for name, value in state.items() if "lora_B" in name)
+
+
+def test_what_a_scheme_of_one_adapter_keeps_private_is_planned_and_booked_in_the_last_phase_too(
+    opened: Callable[[Scenario], Node], ledger: Ledger
+) -> None:
+    assert all(len(releases) == 2 for releases in trained(opened(scenario("scheme=fedsa"))))
+    assert [(n, part) for n, part, *_ in spends(ledger, "ann")] == [(1, "shared"), (2, "shared"), (3, "final")]
+    assert 2.97 < accounting.epsilon(ledger.history("ann"), 1e-5) <= 3.0
+    bare = scenario("scheme=fedsa", "privacy.example.noised=[shared]")
+    assert any("un-noised private adapter" in problem for problem in rules.problems(bare))
+    late = replace(bare, private_from=2)
+    assert not list(rules.problems(late)) and not rules.covers_private(late)
+    assert not list(rules.problems(replace(bare, personalize=0))) and rules.covers_private(replace(bare, personalize=0))
 
 
 def test_beside_covered_parts_those_left_out_are_not_booked(ledger: Ledger) -> None:
