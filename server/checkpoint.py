@@ -5,7 +5,7 @@ is killed before that last rename resumes from the round before, as if the lost 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +54,13 @@ def begin(folder: Path, scenario: Scenario) -> None:
     write_text(found, to_yaml(scenario))
 
 
-def refuse_without(folder: Path, ledger: Path) -> None:
-    """Raise `InputError` where rounds count in ``folder``, and the ledger that says what they cost is gone."""
-    if (folder / "checkpoint.json").exists() and not ledger.exists():
-        raise InputError(
-            f"{ledger} is missing, and {folder} holds rounds whose privacy it has booked; put it back, or begin again in another folder"
-        )
+def refuse_without(folder: Path, ledgers: Iterable[str]) -> None:
+    """Raise `InputError` where rounds count in ``folder``, and a ledger in it that says what they cost is gone."""
+    for name in ledgers:
+        if (folder / "checkpoint.json").exists() and not (folder / name).exists():
+            raise InputError(
+                f"{folder / name} is missing, which holds what this run's rounds cost; put it back, or choose another folder"
+            )
 
 
 def commit(folder: Path, state: Checkpoint) -> None:

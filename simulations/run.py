@@ -7,8 +7,9 @@ from typing import Any
 from client import base as bases
 from client import data
 from configs.scenario import Scenario
-from server import rounds
+from server import checkpoint, rounds
 from server.finish import finish
+from server.report.promise import ledgers
 from simulations import retrained
 from simulations.training import World, train
 
@@ -18,6 +19,7 @@ def run(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row
 
     The folder holds scenario.yaml, rounds.jsonl, users.csv, timing.json, summary.json and report.html.
     """
+    checkpoint.refuse_without(folder, ledgers(scenario).values())
     clock = {"load": time.perf_counter()}
     base = bases.load(scenario.model, scenario.engine.device)
     clock["data"] = time.perf_counter()

@@ -12,7 +12,7 @@ from client.node import Node
 from client.own_noise import OwnNoise
 from client.private import PrivateStore
 from client.purse import Purse
-from configs.scenario import Scenario, label
+from configs.scenario import Scenario, scenario_hash
 from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
 from server.joint import Joint, open_joint
@@ -53,7 +53,7 @@ def _purse(scenario: Scenario, folder: Path) -> Iterator[Purse | None]:
         yield None
         return
     with Ledger(folder / LEDGER) as ledger:
-        yield Purse(scenario, ledger, label(scenario))
+        yield Purse(scenario, ledger, scenario_hash(scenario))
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _joint(scenario: Scenario, node: Node, folder: Path) -> Iterator[Joint | Non
         return
     with Ledger(folder / JOINT) as ledger:
         if user_level.needed(scenario):
-            yield open_joint(scenario, node.users(), ledger, label(scenario))
+            yield open_joint(scenario, node.users(), ledger, scenario_hash(scenario))
         else:
-            node.own = OwnNoise(scenario, ledger, label(scenario))
+            node.own = OwnNoise(scenario, ledger, scenario_hash(scenario))
             yield None

@@ -13,14 +13,18 @@ UNCLAIMED = "Privacy: no guarantee is claimed for this run (some of its training
 SIMULATED = " Simulated: the noise comes from the seed."
 
 
+def ledgers(scenario: Scenario) -> dict[str, str]:
+    """The file of a run's folder that holds what each guarantee, "example" or "user", has cost; {} where none is claimed."""
+    privacy = scenario.privacy
+    kept = {"example": LEDGER} if privacy.guarantee in ("example", "both") else {}
+    return kept | ({"user": JOINT} if privacy.of_users else {})
+
+
 def spent(scenario: Scenario, directory: Path) -> dict[str, float]:
-    """The largest epsilon that any user's ledger shows, by guarantee, "example" or "user"; {} where none is claimed."""
-    privacy, found = scenario.privacy, {}
-    if privacy.guarantee in ("example", "both") and (directory / LEDGER).exists():
-        found["example"] = _largest(directory / LEDGER, privacy.example.delta, privacy.accountant)
-    if privacy.of_users and (directory / JOINT).exists():
-        found["user"] = _largest(directory / JOINT, privacy.user.delta, privacy.accountant)
-    return found
+    """The largest epsilon that any user's ledger shows, by guarantee; {} where none is claimed."""
+    privacy, deltas = scenario.privacy, {"example": scenario.privacy.example.delta, "user": scenario.privacy.user.delta}
+    kept = {name: directory / file for name, file in ledgers(scenario).items()}
+    return {name: _largest(path, deltas[name], privacy.accountant) for name, path in kept.items() if path.exists()}
 
 
 def promise(scenario: Scenario, found: dict[str, float]) -> str:

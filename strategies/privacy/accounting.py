@@ -34,6 +34,7 @@ SPARSE = ORDERS[
 LARGEST_MU = 100.0  # beyond it (epsilon in the thousands) sampling counts for nothing, and RDP's bound will do
 LARGEST_PRV = 25.0, 100_000  # mu, steps: beyond either, PRV overflows or takes gigabytes; PLD answers instead
 LARGEST_NOISE = 1e6  # beyond it RDP's sums lose their digits: counted as so much
+ROUNDING = 2e-11  # what those sums may have lost below it, of one step's RDP
 MOST_STEPS = 10**9
 GRID = 1.001  # ratio of neighbouring noise factors
 LARGEST_FACTOR = 1e4  # times what a central limit asks for, or what would do without a past: beyond it a budget counts as spent
@@ -185,7 +186,8 @@ def _curve(noise: float, rate: float) -> Floats:
     """RDP of one Poisson-sampled step at all `ORDERS` (Mironov, Talwar & Zhang, arXiv 1908.10530, section 3.3)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    return np.maximum(compute_rdp(q=rate, noise_multiplier=min(noise, LARGEST_NOISE), steps=1, orders=ORDERS.tolist()), 0.0)
+    curve = compute_rdp(q=rate, noise_multiplier=min(noise, LARGEST_NOISE), steps=1, orders=ORDERS.tolist())
+    return np.maximum(curve, 0.0) + ROUNDING
 
 
 def _converted(curve: Floats, delta: float) -> float:

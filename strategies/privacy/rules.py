@@ -38,7 +38,7 @@ def problems(scenario: Scenario) -> Iterator[str]:
 
 
 def trained(scheme: Scheme, personalize: bool = True) -> list[str]:
-    """Which of the two adapters' settings a scheme trains with: what its phases are called, the last one included where there is one."""
+    """Which of the two adapters' settings a scheme trains with: what its phases are called, the last included where there is one."""
     last = (scheme.final,) if personalize and personal(scheme) else ()
     return list(dict.fromkeys(phase.name for phase in (*scheme.phases, *last)))
 

@@ -12,7 +12,7 @@ from configs.scenario import load
 from server.report import promise
 from strategies.privacy import budget, rules
 from strategies.privacy.ledger import Ledger
-from tests.simulations.command import Said, call
+from tests.simulations.command import Said, call, tree
 
 GUARDED = ("privacy=example", "privacy.example.epsilon=3", "shared_training.batch=2", "private_training.batch=100")
 
@@ -43,7 +43,7 @@ def test_every_user_is_booked_for_every_round_in_which_they_train(guarded: tuple
         assert all(row["releases"] == row["users"] for row in rounds)
 
 
-def test_a_run_that_is_repeated_from_an_earlier_round_costs_nothing_more(
+def test_a_run_that_is_repeated_from_an_earlier_round_even_under_another_name_costs_nothing_more(
     guarded: tuple[Path, Said], tmp_path: Path, world: Any
 ) -> None:
     folder, _ = guarded
@@ -51,10 +51,30 @@ def test_a_run_that_is_repeated_from_an_earlier_round_costs_nothing_more(
     shutil.copytree(folder, again, ignore=lambda _, names: [n for n in names if not n.startswith(("ledger", "scenario"))])
     with Ledger(again / "ledger.sqlite") as ledger:
         before = ledger.histories()
-    assert call("run", "movielens", *world.settings, *GUARDED, "--out", again).code == 0
+    assert call("run", "movielens", *world.settings, *GUARDED, "name=other", "--out", again).code == 0
     with Ledger(again / "ledger.sqlite") as ledger:
         assert ledger.histories() == before
     assert (again / "users.csv").read_text() == (folder / "users.csv").read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_rounds_whose_ledger_is_gone_are_not_gone_on_with_and_nothing_is_lost(
+    guarded: tuple[Path, Said], tmp_path: Path, world: Any, command: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(guarded[0], folder)
+    (folder / "ledger.sqlite").unlink()
+    before = tree(folder)
+    words = ("run", "movielens", *world.settings, *GUARDED, "--out", folder) if command == "run" else ("resume", folder)
+    said = call(*words)
+    assert said.code == 2
+    assert "ledger.sqlite is missing" in " ".join(said.err.split()) and "Traceback" not in said.err
+    assert tree(folder) == before
+
+
+def test_each_guarantee_keeps_a_ledger_and_without_a_promise_none_is_asked_for() -> None:
+    found = {g: set(promise.ledgers(load("movielens", [f"privacy={g}"]))) for g in ("off", "unclaimed", "example", "user", "both")}
+    assert found == {"off": set(), "unclaimed": set(), "example": {"example"}, "user": {"user"}, "both": {"example", "user"}}
 
 
 def test_noise_makes_another_run(guarded: tuple[Path, Said], world: Any) -> None:

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from scipy import stats
 
 from configs.scenario import Scenario, load
 from strategies.aggregators.fedavgm import fedavgm
 from strategies.base import Release
 from strategies.privacy import accounting, joint
+from strategies.privacy.events import Event
 from strategies.privacy.joint import Cohorts
 from strategies.privacy.noise import keyed
+from strategies.privacy.user_level import bounded
 from strategies.tree import State
 
 COHORTS = {"fixed": Cohorts(40, 12, 10, 12, 1), "cyclic": Cohorts(40, 12, 10, 3, 4), "poisson": Cohorts(40, 12, 10, 12, 1)}
@@ -55,3 +58,37 @@ def test_a_round_without_users_is_a_round_of_noise_and_one_after_the_last_is_non
         memory, after = found.apply(memory, shared, [])
         assert any(not torch.equal(after[n], shared[n]) for n in shared) == (number <= 12)
         shared = after
+
+
+@pytest.mark.parametrize(("mechanism", "sampling"), [*CASES, ("local", "fixed")])
+def test_users_clip_by_the_scenarios_bound_or_where_it_has_moved_to(mechanism: str, sampling: str) -> None:
+    asked = scenario(mechanism, sampling)
+    found = joint.around(fedavgm(0.0), joint.plan(asked, COHORTS[sampling]), lambda number: keyed(number))
+    memory = found.init(SHARED)
+    first = joint.bound(asked, memory)
+    assert first == (0.0 if mechanism == "local" else asked.privacy.user.clip)
+    sent = [bounded(release, first) for release in releases(9.0, 10)] if mechanism == "adaptive" else []
+    memory, _ = found.apply(memory, SHARED, sent)
+    assert (joint.bound(asked, memory) > 1.05 * first) == (mechanism == "adaptive"), "nobody is within it: up it goes"
+    assert joint.bound(load("movielens"), memory if mechanism != "adaptive" else {}) == 0.0
+
+
+def test_updates_are_clipped_by_the_bound_and_noised_in_its_proportion() -> None:
+    plan = joint.plan(scenario("gaussian", "fixed"), COHORTS["fixed"])
+    wide: State = {"x.lora_B.weight": torch.zeros(200, 200)}
+    found = joint.around(fedavgm(0.0), plan, lambda number: keyed(number))
+    drawn = found.apply(found.init(wide), wide, [])[1]["x.lora_B.weight"].double().flatten().numpy() / (plan.noise / 10)
+    assert stats.kstest(drawn, "norm").pvalue > 1e-7
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(drawn, "norm", (0, wrong)).pvalue < 1e-7
+
+
+@pytest.mark.parametrize(("mechanism", "sampling"), CASES)
+def test_after_a_past_there_is_more_noise_and_the_whole_stays_in_the_budget(mechanism: str, sampling: str) -> None:
+    asked, cohorts, spent = scenario(mechanism, sampling), COHORTS[sampling], (Event(2.0, 3),)
+    first, second = joint.plan(asked, cohorts), joint.plan(asked, cohorts, spent)
+    paid = range(1, (cohorts.rounds if joint.everyone_pays(asked) else cohorts.participations) + 1)
+    assert second.noise > 1.05 * first.noise
+    assert 7.92 < accounting.epsilon([*spent, *(joint.event(second, number) for number in paid)], 1e-5) <= 8.0
+    with pytest.raises(accounting.SpentError, match="of epsilon 8 the ledger has spent"):
+        joint.plan(asked, cohorts, (Event(0.3),))
