@@ -188,19 +188,19 @@ def test_equal_histories_are_accounted_once(computed: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("event", [Event(0.05, 2, 0.5, "poisson"), Event(60.0, 100_001, 0.01, "poisson")], ids=["mu", "steps"])
-def test_where_prv_would_overflow_or_take_gigabytes_pld_answers(computed: Counter[str], event: Event) -> None:
+def test_where_prv_would_overflow_or_take_gigabytes_pld_answers(event: Event) -> None:
     assert epsilon([event], DELTA, "prv") == epsilon([event], DELTA, "pld")
     within = [Event(event.noise * 2, min(event.steps, 100_000), event.rate, "poisson")]
     assert epsilon(within, DELTA, "prv") != epsilon(within, DELTA, "pld")
 
 
 def test_the_rdp_of_large_noise_is_never_below_its_leading_term(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting, "ORDERS", np.array([1.2, 3.5, 20.0]))
-    for noise in (1e3, 1e5, 1e6, 1e7, 1e12):
+    monkeypatch.setattr(accounting, "ORDERS", np.array([1.2, 20.0]))
+    for noise in (1e3, 1e6, 1e12):
         curve = accounting._curve.__wrapped__(noise, 0.5)
-        assert (curve >= accounting.ORDERS * 0.25 / (2 * noise**2)).all()
-        assert (curve >= accounting.ORDERS * 0.25 / (2 * 1e6**2)).all(), "beyond a million, noise counts as a million"
-    assert curve[-1] < 1e-10
+        counted = min(noise, 1e6)  # beyond a million, noise counts as a million
+        assert (curve >= accounting.ORDERS * 0.25 / (2 * counted**2)).all()
+        assert (curve < accounting.ORDERS * 0.26 / (2 * counted**2) + 1e-10).all()
 
 
 def test_without_replacement_noise_beyond_a_million_counts_as_a_million() -> None:
