@@ -8,11 +8,17 @@ node: Flower gives a node another id when it comes back, and a run may be resume
 A node keeps the users that ``users`` in its node config names (by commas), or its partition of the scenario's users
 (``partition-id`` of ``num-partitions``: every so manieth one), or all that its data has. What differs from machine to machine
 the node config may say instead of the scenario: ``data-path`` for ``data.path``, ``device`` for ``engine.device``.
+
+Under guarantee E a node draws its noise from the operating system and books it in ``$HOMING_HOME/ledger.sqlite``, for all runs, before
+it trains. A node that is only played, by a worker of Ray or with ``noise="seed"`` in its config, draws from the scenario's seed, as one
+fused process does, and has a ledger for each run beside its private adapters: its promises are those of a simulation.
 """
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +27,19 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client import wire
+from client import outgoing, wire
 from client.data.types import Splits
 from client.node import Node, open_node
+from client.outgoing import Door
 from client.private import PrivateStore, folder_name
+from client.purse import Purse
 from configs.errors import InputError, nearest
-from configs.scenario import Scenario
+from configs.scenario import Scenario, label
 from strategies.admission import refusal
 from strategies.base import Release
 from strategies.files import home
+from strategies.privacy import rules
+from strategies.privacy.ledger import LEDGER, Ledger
 
 app = ClientApp()
 
@@ -39,45 +49,57 @@ _LOADED: list[Node] = []  # at most one, which keeps everyone
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say which users may be trained here, and of how many nodes this is one. No counts of examples."""
-    node = open_kept(context, "")
-    kept = wire.Kept(tuple(node.users()), int(context.node_config.get("num-partitions", 0)))
-    return Message(wire.encode_kept(kept), reply_to=message)
+    door, played = _door(context), simulated(context.node_config)
+    with door.closed_to_errors():
+        node = open_kept(context, "")
+        kept = wire.Kept(tuple(node.users()), int(context.node_config.get("num-partitions", 0)), played, door.lets)
+        return door.reply(message, wire.encode_kept(kept), {})
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the users that the order names. Sends one sum where the aggregator needs no more, else a release per user."""
-    order = wire.decode_order(message.content)
-    node = open_kept(context, order.run)
-    strangers = [user for user in order.users if user not in node.dataset.users]
-    if strangers:
-        raise InputError(f"this node keeps no user '{strangers[0]}'")
-    releases: Iterable[Release] = node.train(order.task, order.users)
-    if node.split.aggregator.linear:
-        limit = node.scenario.max_release_norm
-        releases = total(r for r in releases if refusal(r, order.task.shared, limit) is None)
-    return Message(wire.encode_releases(releases, order.task.shared), reply_to=message)
+    """Train the users that the order names. Sends one sum where the aggregator needs no more, else a release per user.
+
+    A user whose budget is spent is not trained and sends nothing. Who that is follows from how many examples they have, which is not
+    hidden.
+    """
+    door = _door(context)
+    with door.closed_to_errors():
+        order = wire.decode_order(message.content)
+        node = open_kept(context, order.run)
+        strangers = [user for user in order.users if user not in node.dataset.users]
+        if strangers:
+            raise InputError(f"this node keeps no user '{strangers[0]}'")
+        with purse(node, order.run, simulated(context.node_config)) as node.purse:
+            releases: Iterable[Release] = door.bare(node.train(order.task, order.users))
+            if node.split.aggregator.linear:
+                limit = node.scenario.max_release_norm
+                releases = total(r for r in releases if refusal(r, order.task.shared, limit) is None)
+            content = wire.encode_releases(releases, order.task.shared)
+        return door.reply(message, content, order.task.shared)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score a split of this node's users and send a row for each.
 
-    That is what a researcher wants of a simulation, and no more private than the tables say. A deployment must send only what
-    its scenario declares; until there is such a declaration, do not evaluate where rows must not leave.
+    That is what a researcher wants of a simulation. No guarantee covers it: deployed under one, a node refuses, unless the scenario
+    waives that.
     Two rows depend on who shares a node: ``shuffled`` takes another user of the same node, ``user_bias`` chooses its ridge
     over the node's users.
     """
-    order = wire.decode_order(message.content)
-    rows = open_kept(context, order.run).evaluate(order.task, order.part, order.controls)
-    return Message(wire.encode_rows(rows), reply_to=message)
+    door = _door(context)
+    if "scores" not in door.lets:
+        raise InputError("scores do not leave a node under a guarantee; where they may, set privacy.waive=[scores]")
+    with door.closed_to_errors():
+        order = wire.decode_order(message.content)
+        rows = open_kept(context, order.run).evaluate(order.task, order.part, order.controls)
+        return door.reply(message, wire.encode_rows(rows), {})
 
 
 def open_kept(context: Context, run: str) -> Node:
     """Open this node: what the process has loaded, narrowed to the node's users and private adapters."""
-    node = copy.copy(
-        _loaded(local(_scenario(context.run_id, *_text(context.run_config, "scenario", "overrides")), context.node_config))
-    )
+    node = copy.copy(_loaded(local(_asked(context), context.node_config)))
     everyone = node.dataset
     for name in _named(context.node_config):
         if name not in everyone.users and name not in everyone.unseen:
@@ -86,6 +108,28 @@ def open_kept(context: Context, run: str) -> Node:
     node.dataset = replace(everyone, users=users, unseen=unseen)
     node.store = PrivateStore(home() / "nodes" / folder_name(run))
     return node
+
+
+@contextmanager
+def purse(node: Node, run: str, played: bool) -> Iterator[Purse | None]:
+    """What a node spends from in a run: one ledger for all that it promises in its life, another where it promises nothing real."""
+    scenario = node.scenario
+    if not scenario.privacy.of_examples:
+        yield None
+        return
+    for_life = not played and scenario.privacy.guarantee not in outgoing.FREE
+    folder = home() if for_life else node.store.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ledger(folder / LEDGER) as ledger:
+        yield Purse(scenario, ledger, label(scenario) if played else run, keyed=played)
+
+
+def simulated(node_config: Mapping[str, Any]) -> bool:
+    """Whether this node is only played. A SuperNode is not, unless its own config has ``noise="seed"``; no server can ask for it."""
+    source, ray = str(node_config.get("noise", "")), sys.modules.get("ray")
+    if source not in ("", "seed", "system"):
+        raise InputError(f"noise in the node config must be 'system' or 'seed', got '{source}'{nearest(source, ('system', 'seed'))}")
+    return source == "seed" or (not source and ray is not None and ray.is_initialized())
 
 
 def local(scenario: Scenario, node_config: Mapping[str, Any]) -> Scenario:
@@ -125,6 +169,19 @@ def _named(node_config: Mapping[str, Any]) -> list[str]:
 
 def _text(config: Mapping[str, Any], *keys: str) -> list[str]:
     return [str(config.get(key, "")) for key in keys]
+
+
+def _asked(context: Context) -> Scenario:
+    """The run's scenario, which this node does not take part in if a promise of it would not hold."""
+    scenario = _scenario(context.run_id, *_text(context.run_config, "scenario", "overrides"))
+    rules.refuse(scenario)
+    rules.refuse_over_flower(scenario)
+    outgoing.agree(scenario, context.node_config)
+    return scenario
+
+
+def _door(context: Context) -> Door:
+    return outgoing.door(_asked(context), simulated(context.node_config))
 
 
 @functools.lru_cache(maxsize=1)

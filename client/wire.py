@@ -5,7 +5,7 @@ record         direction       holds
 =============  ==============  =============================================================================
 ``order``      to the node     round, turns, epochs, participations, run, users; part and controls to evaluate
 ``shared``     to the node     the shared adapter, float32
-``kept``       to the server   the users that a node keeps, and of how many nodes it is one
+``kept``       to the server   the users that a node keeps, of how many nodes it is one, if it is only played, what it lets out
 ``update.N``   to the server   the N-th release's tensors, float32
 ``release.N``  to the server   its weight, its number of users and the sums in `METRICS`
 ``who.N``      to the server   evaluation: the users of a table whose rows have equal columns
@@ -31,7 +31,7 @@ from strategies.tree import State
 
 METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
-KEPT = {"users": list[str], "partitions": int}
+KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
 ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "run": str, "users": list[str], "part": str,
          "controls": list[str]}  # fmt: skip
 
@@ -57,6 +57,8 @@ class Kept:
 
     users: tuple[str, ...]
     partitions: int = 0  # of how many nodes it is one, where it knows that
+    simulated: bool = False  # whether it is only played: its noise then comes from the seed
+    lets: tuple[str, ...] = ()  # of counters and scores: what it lets out beside releases
 
 
 def scenario_of(run_config: Mapping[str, Any]) -> Scenario:
@@ -99,14 +101,15 @@ def decode_order(content: RecordDict) -> Order:
 # ---------------------------------------------------------------------- to the server
 def encode_kept(kept: Kept) -> RecordDict:
     """Write which users a node keeps."""
-    return RecordDict({"kept": ConfigRecord({"users": list(kept.users), "partitions": kept.partitions})})
+    said = {"users": list(kept.users), "partitions": kept.partitions, "simulated": kept.simulated, "lets": list(kept.lets)}
+    return RecordDict({"kept": ConfigRecord(said)})  # type: ignore[arg-type]
 
 
 def decode_kept(content: RecordDict) -> Kept:
     """Read which users a node keeps."""
     _expect(content, {"kept"})
     said = _said(content, "kept", KEPT)
-    return Kept(tuple(said["users"]), said["partitions"])
+    return Kept(tuple(said["users"]), said["partitions"], said["simulated"], tuple(said["lets"]))
 
 
 def encode_releases(releases: Iterable[Release], shared: Container[str]) -> RecordDict:

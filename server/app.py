@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0) -> Path:
 
 
 def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
+    rules.refuse(scenario)
     rules.refuse_over_flower(scenario)
     clock = {"load": time.perf_counter()}
     aggregator = aggregation.build(scenario)
@@ -57,10 +59,12 @@ def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
     clock["nodes"] = time.perf_counter()
     runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), nodes)
     log.info("%s: %d users on %d nodes; %s", scenario.name, len(runtime.users()), len(runtime.homes()), folder)
+    if note(folder, runtime) and scenario.privacy.guarantee not in ("off", "unclaimed"):
+        log.warning("the noise of a node comes from the seed: this run is a simulation and protects nobody")
     clock["rounds"] = time.perf_counter()
     state = rounds.run(scenario, runtime, aggregator, shared, folder, _observe)
     clock["test"] = time.perf_counter()
-    table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls)
+    table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls) or unknown(runtime.users())
     clock["end"] = time.perf_counter()
     return finish(folder, table, clock, state)
 
@@ -73,6 +77,24 @@ def run_of(folder: Path, run_id: int) -> str:
     return json.loads(path.read_text())["run"]
 
 
+def note(folder: Path, runtime: GridRuntime) -> bool:
+    """Keep, for the report, whether any node was only played, which is returned, and what nodes let out beside releases.
+
+    Where a run is resumed on other nodes, what any of them was and did.
+    """
+    path = folder / "flower.json"
+    known = json.loads(path.read_text())
+    known["simulated"] = known.get("simulated", False) or runtime.simulated()
+    known["lets"] = sorted({*known.get("lets", ()), *runtime.lets()})
+    write_text(path, json.dumps(known))
+    return known["simulated"]
+
+
+def unknown(users: Sequence[str]) -> list[dict[str, Any]]:
+    """The users' table where no node lets anything out about them."""
+    return [{"user": user, "seen": True, "train": None, "test": None} for user in users]
+
+
 def _start(scenario: Scenario, folder: Path) -> State:
     """The shared adapter that the next round starts from. Its shapes are the base model's; the server keeps no base after."""
     last = checkpoint.latest(folder)
@@ -81,4 +103,5 @@ def _start(scenario: Scenario, folder: Path) -> State:
 
 def _observe(row: dict[str, Any]) -> None:
     scores = "".join(f", {name} {found['nll']:.4f}" for name, found in row.get("validation", {}).items() if "nll" in found)
-    log.info("round %d: %d of %d users, loss %.4f%s", row["round"], row["releases"], row["users"], row["train_loss"], scores)
+    loss = "" if row["train_loss"] is None else f", loss {row['train_loss']:.4f}"
+    log.info("round %d: %d of %d users%s%s", row["round"], row["releases"], row["users"], loss, scores)

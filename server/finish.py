@@ -24,7 +24,7 @@ def finish(folder: Path, table: list[dict[str, Any]], clock: dict[str, float], s
 
 def users_csv(table: list[dict[str, Any]]) -> str:
     """The users' table as CSV; an undefined number is an empty cell."""
-    columns = list(dict.fromkeys(key for row in table for key in row))
+    columns = list(dict.fromkeys(("user", "seen", "train", "test", *(key for row in table for key in row))))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -26,10 +26,11 @@ class HomingStrategy(Strategy):
 
     The nodes run `client.app`. ``initial_arrays`` is ``ArrayRecord(client.node.split(scenario, base).shared_start())``, and
     ``num_rounds`` is `server.rounds.last_round`. The rounds are those of `server.rounds.run`: same users, same numbers. What
-    that loop has and ``start`` has not: checkpoints, resuming, the report.
+    that loop has and ``start`` has not: checkpoints, resuming, the report. There is no ``train_loss`` where nodes keep their counters.
     """
 
     def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
+        rules.refuse(scenario)
         rules.refuse_over_flower(scenario)
         self.scenario, self.nodes = scenario, nodes
         self.aggregator = aggregation.build(scenario)
@@ -65,8 +66,9 @@ class HomingStrategy(Strategy):
         memory = self.aggregator.init(self.shared) if self.memory is None else self.memory
         found = admitted(releases(self.asked, replies, self.runtime.failed), self.shared, self.scenario.max_release_norm, dropped)
         self.memory, shared = self.aggregator.apply(memory, self.shared, counted(found))
-        said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared)),
-                "train_loss": sums["loss"] / max(sums["examples"], 1.0)}  # fmt: skip
+        said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared))}
+        if sums["examples"]:
+            said["train_loss"] = sums["loss"] / sums["examples"]
         return wire.encode_state(shared), MetricRecord({name: float(value) for name, value in said.items()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -74,7 +76,7 @@ class HomingStrategy(Strategy):
         if config:
             raise InputError("evaluate_config has no part in a run of Homing: say it in the scenario")
         runtime, wanted = self._runtime(grid), rounds.followed(self.scenario, server_round)
-        if not wanted:
+        if not wanted or "scores" not in runtime.lets():
             return []
         after = Task(server_round + 1, dict(arrays.to_torch_state_dict()))
         return questions(runtime.homes(), after, runtime.run, "validation", wanted)

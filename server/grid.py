@@ -36,13 +36,25 @@ class GridRuntime:
         self.patience = patience  # seconds to wait for nodes
         self.timeout = timeout  # seconds to wait for a round's answers
         self.failed: Counter[str] = Counter()  # answers that were none, by reason
-        self._homes: Homes = {}
+        self._kept: Mapping[int, wire.Kept] = {}
+
+    def kept(self) -> Mapping[int, wire.Kept]:
+        """What each node has said about itself. Waits for the nodes the first time."""
+        if not self._kept:
+            self._kept = meet(self.grid, self.nodes, self.patience, self.timeout)
+        return self._kept
 
     def homes(self) -> Homes:
-        """Which node keeps which users. Waits for the nodes the first time."""
-        if not self._homes:
-            self._homes = meet(self.grid, self.nodes, self.patience, self.timeout)
-        return self._homes
+        """Which node keeps which users."""
+        return {node: said.users for node, said in self.kept().items()}
+
+    def lets(self) -> frozenset[str]:
+        """What every node lets out beside releases: of counters and scores."""
+        return frozenset.intersection(*(frozenset(said.lets) for said in self.kept().values()))
+
+    def simulated(self) -> bool:
+        """Whether any node is only played."""
+        return any(said.simulated for said in self.kept().values())
 
     def users(self) -> Sequence[str]:
         """All users of all nodes, sorted."""
@@ -55,13 +67,15 @@ class GridRuntime:
         yield from releases(asked, replies, self.failed)
 
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of all users in the order of their names, unseen ones last."""
+        """Rows of all users in the order of their names, unseen ones last; none where a node lets no scores out."""
+        if "scores" not in self.lets():
+            return []
         messages = questions(self.homes(), task, self.run, part, wanted)
         return rows(self.homes(), self.grid.send_and_receive(messages, timeout=self.timeout), self.failed)
 
 
-def meet(grid: Grid, nodes: int, patience: float, timeout: float) -> Homes:
-    """Ask every node for its users as it appears, until all are there.
+def meet(grid: Grid, nodes: int, patience: float, timeout: float) -> Mapping[int, wire.Kept]:
+    """Ask every node for its users as it appears, until all are there. Returns the answers in the order of the nodes' first users.
 
     Flower's simulation registers nodes while the server is already running, so the first look may see only some of them.
     Raises `InputError` when too few come in time, when none can take part, or when two keep the same user.
@@ -88,7 +102,7 @@ def meet(grid: Grid, nodes: int, patience: float, timeout: float) -> Homes:
     return _settled(kept)
 
 
-def _settled(kept: Mapping[int, wire.Kept]) -> Homes:
+def _settled(kept: Mapping[int, wire.Kept]) -> Mapping[int, wire.Kept]:
     owner: dict[str, int] = {}
     for node, said in kept.items():
         for user in said.users:
@@ -98,7 +112,7 @@ def _settled(kept: Mapping[int, wire.Kept]) -> Homes:
     if not owner:
         raise InputError(f"none of the {len(kept)} nodes keeps a user")
     order = sorted(kept, key=lambda node: (not kept[node].users, min(kept[node].users, default=""), node))
-    return {node: kept[node].users for node in order}
+    return {node: kept[node] for node in order}
 
 
 def among(homes: Homes, users: Iterable[str]) -> dict[int, list[str]]:

@@ -86,7 +86,7 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         "bytes_down": nbytes(state.shared) * len(chosen),
         "tokens": round(tally.metrics["tokens"]),
         "steps": round(tally.metrics["steps"]),
-        "train_loss": tally.metrics["loss"] / max(tally.metrics["examples"], 1.0),
+        "train_loss": tally.metrics["loss"] / tally.metrics["examples"] if tally.metrics["examples"] else None,
         "update_norm": norm(subtract(shared, state.shared)),
     }
     if wanted := followed(scenario, task.round):

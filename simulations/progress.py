@@ -48,7 +48,7 @@ def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[O
 
 def line(row: dict[str, Any]) -> str:
     """A round in one line: loss in training, nll on the validation split, speed."""
-    said = f"round {row['round']}: loss {row['train_loss']:.4f}"
+    said = f"round {row['round']}: loss {'unknown' if row['train_loss'] is None else format(row['train_loss'], '.4f')}"
     scores = [f"{words(control)} {found['nll']:.4f}" for control, found in row.get("validation", {}).items() if "nll" in found]
     said += f", validation nll {', '.join(scores)}" if scores else ""
     dropped = sum(row["dropped"].values())

@@ -16,11 +16,11 @@ from configs.scenario import Scenario, scenario_hash
 from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
 from server.joint import Joint, open_joint
-from server.report.promise import JOINT, LEDGER
+from server.report.promise import JOINT
 from simulations.fused import FusedRuntime
 from strategies.base import Task
 from strategies.privacy import joint as user_level
-from strategies.privacy.ledger import Ledger
+from strategies.privacy.ledger import LEDGER, Ledger
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ LAYERS = ("configs", "strategies", "client", "server", "simulations")
 FLOWER = {
     "client/app.py",
     "client/masking.py",
+    "client/outgoing.py",
     "client/wire.py",
     "server/app.py",
     "server/grid.py",

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from configs.scenario import to_yaml
 from server.report import controls, plots
 from server.report.files import Run, Users, read, write_text
-from server.report.promise import promise
+from server.report.promise import deployed, promise
 from server.report.style import CSS
 from server.report.summary import MAIN, summary_of
 
@@ -36,7 +36,7 @@ def render(run: Run) -> str:
     summary = summary_of(run)
     body = "\n".join(
         [
-            f'<p class="privacy">{html.escape(promise(run.scenario, summary["epsilon"]))}</p>',
+            f'<p class="privacy">{html.escape(promise(run.scenario, summary["epsilon"], deployed(run.directory)))}</p>',
             _headline(run, summary),
             _facts(run, summary),
             _controls(run.users, summary),
@@ -59,6 +59,8 @@ def headline(summary: dict[str, Any], per: str) -> str:
 
     It claims a difference only where the 95% interval leaves zero out.
     """
+    if not summary["rows"]:
+        return "No scores left the nodes: this run does not say who is helped."
     gain = summary["gains"].get("shared")
     if gain is None:
         return f"This run does not compare {controls.words(MAIN)} with shared."
@@ -126,6 +128,8 @@ def _facts(run: Run, summary: dict[str, Any]) -> str:
 
 
 def _controls(users: Users, summary: dict[str, Any]) -> str:
+    if not summary["rows"]:
+        return ""
     shares = [name for name in _SHARES if any(name in row for row in summary["rows"].values())]
     head = ["", "mean nll", "95% interval", "worst tenth", *(_SHARES[name] for name in shares)]
     head += ["saved by shared + private", "p"] if summary["gains"] else []
@@ -202,8 +206,8 @@ def _users(users: Users) -> str:
     head += [f"AUC, {controls.words(name)}" for name in ranked]
     lines = []
     for at, user in list(enumerate(users.names))[:USERS_SHOWN]:
-        cells = [html.escape(user), "yes" if users.seen[at] else "no", f"{users.train[at]:.0f}"]
-        cells += [f"{users.test[at]:.0f}", *(_cell(users.values[name]["nll"][at], 4) for name in rows)]
+        cells = [html.escape(user), "yes" if users.seen[at] else "no", _cell(users.train[at], 0), _cell(users.test[at], 0)]
+        cells += [_cell(users.values[name]["nll"][at], 4) for name in rows]
         lines.append(_line(cells + [_cell(users.values[name]["auc"][at], 3) for name in ranked]))
     shown = f"The first {USERS_SHOWN} of {len(users.names)} users" if len(users.names) > USERS_SHOWN else "All users"
     return f'<h2>Users</h2><p class="note">{shown}; nll per row.</p><div class="users" tabindex="0">{_bare_table(head, lines)}</div>'

@@ -66,7 +66,7 @@ def users_table(directory: str | Path, limit: int = 50) -> Table:
     for name in ("seen", "train", "test", *(controls.words(row) for row in users.values)):
         table.add_column(Text(name), justify="right")
     for at, user in enumerate(shown):
-        counts = ("yes" if users.seen[at] else "no", f"{users.train[at]:.0f}", f"{users.test[at]:.0f}")
+        counts = ("yes" if users.seen[at] else "no", _number(users.train[at], 0), _number(users.test[at], 0))
         losses = (_number(values["nll"][at]) for values in users.values.values())
         table.add_row(Text(user), *counts, *losses)
     return table

@@ -25,6 +25,7 @@ from configs.errors import InputError
 from strategies.privacy.accounting import epsilons
 from strategies.privacy.events import Event, merged
 
+LEDGER = "ledger.sqlite"  # what the file of guarantee E is called, in whatever folder
 VERSION = 1  # of the file's format, kept in its user_version
 WAIT = 600.0  # seconds that a process waits for another one's booking
 

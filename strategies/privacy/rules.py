@@ -21,9 +21,11 @@ def refuse(scenario: Scenario) -> None:
 
 
 def refuse_over_flower(scenario: Scenario) -> None:
-    """Raise `InputError` for a guarantee that Flower's nodes do not keep yet: any."""
-    if scenario.privacy.guarantee != "off":
-        raise InputError("privacy.guarantee is kept by the simulation only so far; over Flower set privacy=off")
+    """Raise `InputError` for a guarantee that Flower's nodes do not keep yet."""
+    if scenario.privacy.of_users:
+        raise InputError(
+            f"privacy.guarantee={scenario.privacy.guarantee} cannot be kept over Flower yet; guarantee E can: privacy=example"
+        )
 
 
 def problems(scenario: Scenario) -> Iterator[str]:

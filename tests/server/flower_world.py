@@ -15,16 +15,19 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.node import Node, open_node
-from configs.scenario import Scenario, load
+from client.purse import Purse
+from configs.scenario import Scenario, label, load
 from server import aggregation, rounds
 from server.checkpoint import Checkpoint
 from simulations.fused import FusedRuntime
 from strategies.files import read_state
+from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 from tests.conftest import write_files
 
 USERS, NODES, RUN = 7, 3, 77
 KEPT = [{"partition-id": index, "num-partitions": NODES} for index in range(NODES)]
+PLAYED = [{**said, "noise": "seed"} for said in KEPT]  # nodes of a simulation
 BASE = (
     "data.name=files data.task=choice data.min_examples=6 data.max_tokens=16 data.train=0.6 "
     "data.validation=0.2 data.unseen_users=2 rounds=3 evaluate_every=2 engine.device=cpu engine.threads=1 "
@@ -105,6 +108,9 @@ def through(content: RecordDict) -> RecordDict:
 def fused(scenario: Scenario, folder: Path) -> tuple[Checkpoint, Node]:
     """The same scenario in one process without messages; the node is still open."""
     node = open_node(scenario, folder / "private")
+    if scenario.privacy.of_examples:
+        folder.mkdir(parents=True)
+        node.purse = Purse(scenario, Ledger(folder / LEDGER), label(scenario))
     shared = node.split.shared_start()
     return rounds.run(scenario, FusedRuntime(node), aggregation.build(scenario), shared, folder, lambda _row: None), node
 

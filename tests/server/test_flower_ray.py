@@ -1,5 +1,6 @@
-"""A real ``flwr run`` of this project on Ray ends where one fused process ends, and leaves no process behind."""
+"""A real ``flwr run`` of this project on Ray, under guarantee E, ends where one fused process ends, and leaves no process behind."""
 
+import json
 import math
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from client.private import PrivateStore
 from configs.errors import InputError
 from simulations import flower_ray, parity
 from simulations.flower_ray import Done, belonging, flower_home
+from strategies.privacy.ledger import LEDGER, Ledger
 from tests.server.flower_world import USERS
 
 SGD = ["optimizer=sgd", "lr=0.3"]
@@ -43,7 +45,7 @@ def ran(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         seen["ray"] = env["RAY_TMPDIR"]
         return done
 
-    overrides = f"{world} users_per_round=5 personalize=1 evaluate_every=0 rounds=2 {TRAINED}"
+    overrides = f"{world} users_per_round=5 personalize=1 evaluate_every=0 rounds=2 privacy=example {TRAINED}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flower_ray, "run", watched)
         found = parity.compare("movielens", overrides.split(), NODES, folder)
@@ -66,6 +68,13 @@ def test_what_ran_was_the_bundle_and_its_run_lies_in_homings_home(ran: Ran) -> N
     assert len(bundles) == 1 and "7 users on 3 nodes" in ran.found.said
     assert {path.name for path in (ran.folder / "home").iterdir()} == {"runs", "nodes"}
     assert (ran.folder / "home" / "runs" / "parity" / "report.html").is_file()
+
+
+def test_nodes_that_ray_plays_draw_their_noise_from_the_seed_and_book_as_the_fused_process_does(ran: Ran) -> None:
+    (there,) = (ran.folder / "home").rglob(LEDGER)
+    with Ledger(there) as mine, Ledger(ran.folder / "fused" / LEDGER) as theirs:
+        assert mine.histories() == theirs.histories() != {} and mine.runs() == theirs.runs()
+    assert json.loads((ran.folder / "home" / "runs" / "parity" / "flower.json").read_text())["simulated"] is True
 
 
 def test_no_process_of_flowers_or_rays_is_left(ran: Ran) -> None:

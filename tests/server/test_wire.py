@@ -53,9 +53,10 @@ def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, e
 
 
 @settings(deadline=None)
-@given(st.lists(TEXT, max_size=5).map(tuple), COUNT)
-def test_what_a_node_keeps_comes_back_as_it_was(users: tuple[str, ...], partitions: int) -> None:
-    assert wire.decode_kept(through(wire.encode_kept(Kept(users, partitions)))) == Kept(users, partitions)
+@given(st.lists(TEXT, max_size=5).map(tuple), COUNT, st.booleans(), st.lists(TEXT, max_size=2).map(tuple))
+def test_what_a_node_keeps_comes_back_as_it_was(users: Any, partitions: int, simulated: bool, lets: Any) -> None:
+    kept = Kept(users, partitions, simulated, lets)
+    assert wire.decode_kept(through(wire.encode_kept(kept))) == kept
 
 
 SUMS = st.dictionaries(st.sampled_from(wire.METRICS), FINITE)
@@ -103,7 +104,7 @@ ROW = {"user": "u", "seen": True, "train": 3, "test": 1, "shared.nll": 0.5, "bas
 KINDS = {
     "order": Kind(lambda: wire.encode_order(Order(Task(2, SHARED), "r", ("u", "v"), "test", ("base",)), wire.encode_state(SHARED)),
                   wire.decode_order),
-    "kept": Kind(lambda: wire.encode_kept(Kept(("u", "v"), 3)), wire.decode_kept),
+    "kept": Kind(lambda: wire.encode_kept(Kept(("u", "v"), 3, True, ("scores",))), wire.decode_kept),
     "releases": Kind(lambda: wire.encode_releases([RELEASE, RELEASE], SHARED), wire.decode_releases),
     "rows": Kind(lambda: wire.encode_rows([ROW, {**ROW, "user": "w"}]), wire.decode_rows),
 }  # fmt: skip

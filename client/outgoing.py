@@ -1,0 +1,127 @@
+"""What may leave a node, declared here and nowhere else, and the one door that every answer of a node goes through.
+
+| | simulated, or without a guarantee | deployed under a guarantee |
+|---|---|---|
+| the users' names | yes | yes |
+| updates of the shared adapter, their weights, how many users | yes | yes: noised; that there are so many examples is not hidden |
+| ``counters``: tokens, examples, loss, steps, seconds | yes | where ``privacy.waive`` has them |
+| ``scores``: the rows of an evaluation | yes | where ``privacy.waive`` has them |
+| what went wrong | yes | no, as a sentence may quote data: it stands in the node's own log |
+
+That an answer comes, and when, tells something that no guarantee here covers.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import Message, MessageType, RecordDict
+
+from client import wire
+from client.wire import WireError
+from configs.errors import InputError
+from configs.scenario import Scenario
+from strategies.base import Release
+from strategies.tree import State
+
+BESIDE = ("counters", "scores")  # what `privacy.waive` may name
+FREE = ("off", "unclaimed")  # what promises nothing
+log = logging.getLogger("flwr.homing")
+
+
+class WithheldError(RuntimeError):
+    """An error whose reason stays at home."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a node lets out in a run."""
+
+    lets: tuple[str, ...] = ()  # of `BESIDE`
+    tells: bool = False  # what went wrong
+
+    def bare(self, releases: Iterable[Release]) -> Iterator[Release]:
+        """The releases, without their counters where these stay here."""
+        return (r if "counters" in self.lets else replace(r, metrics={}) for r in releases)
+
+    def reply(self, message: Message, content: RecordDict, shared: State) -> Message:
+        """The answer to a message. ``shared`` is what the order carried.
+
+        It is written anew from what its reader makes of it, so that nothing can be in it that has no name in `client.wire`.
+        Raises `WireError` for what is not declared.
+        """
+        return Message(DECLARED[message.metadata.message_type](self, content, shared), reply_to=message)
+
+    @contextmanager
+    def closed_to_errors(self) -> Iterator[None]:
+        """Keep the reason of whatever goes wrong inside in this node's log, where it must not leave."""
+        try:
+            yield
+        except Exception as error:
+            if self.tells:
+                raise
+            log.exception("this node does not answer")
+            raise WithheldError(f"a node could not answer ({type(error).__name__}); its own log says why") from None
+
+
+def door(scenario: Scenario, simulated: bool) -> Door:
+    """The door of a node in a run of this scenario."""
+    if simulated or scenario.privacy.guarantee in FREE:
+        return Door(BESIDE, True)
+    return Door(scenario.privacy.waive)
+
+
+def agree(scenario: Scenario, node_config: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a node's own config, whose ``epsilon`` is the most that it spends on anyone, forbids a scenario.
+
+    Such a node lets nothing out but under guarantee E, and of what may be waived only what its ``waive`` names (by commas).
+    """
+    if "epsilon" not in node_config:
+        return
+    privacy, most = scenario.privacy, [_positive(name, node_config.get(name, 1e-5)) for name in ("epsilon", "delta")]
+    if privacy.guarantee not in ("example", "both"):
+        raise InputError(
+            f"privacy.guarantee must be 'example' on this node, whose config has epsilon={most[0]:g}, not '{privacy.guarantee}'"
+        )
+    for name, limit in zip(("epsilon", "delta"), most, strict=True):
+        if getattr(privacy.example, name) > limit:
+            raise InputError(f"privacy.example.{name} must be at most {limit:g}, as this node's config says")
+    allowed = {name.strip() for name in str(node_config.get("waive", "")).split(",")}
+    if extra := sorted(set(privacy.waive) - allowed):
+        raise InputError(f"privacy.waive must not name '{extra[0]}': this node's config does not waive it")
+
+
+def _positive(name: str, value: Any) -> float:
+    try:
+        if (found := float(value)) > 0:
+            return found
+    except ValueError:
+        pass
+    raise InputError(f"{name} in the node config must be above 0, got {value!r}")
+
+
+def _kept(_door: Door, content: RecordDict, _shared: State) -> RecordDict:
+    return wire.encode_kept(wire.decode_kept(content))
+
+
+def _releases(door: Door, content: RecordDict, shared: State) -> RecordDict:
+    found = wire.decode_releases(content)
+    if "counters" not in door.lets and any(r.metrics for r in found):
+        raise WireError("counters stay here: privacy.waive does not name them")
+    for name, value in ((n, v) for r in found for n, v in r.update.items()):
+        if name not in shared or value.shape != shared[name].shape:
+            raise WireError(f"'{name}' is not of the shared adapter's names and shapes, and stays here")
+    return wire.encode_releases(found, shared)
+
+
+def _rows(door: Door, content: RecordDict, _shared: State) -> RecordDict:
+    if "scores" not in door.lets:
+        raise WireError("scores stay here: privacy.waive does not name them")
+    return wire.encode_rows(wire.decode_rows(content))
+
+
+DECLARED: dict[str, Callable[[Door, RecordDict, State], RecordDict]] = {
+    MessageType.QUERY: _kept, MessageType.TRAIN: _releases, MessageType.EVALUATE: _rows,
+}  # fmt: skip
