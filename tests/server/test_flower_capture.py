@@ -86,11 +86,23 @@ class Tap:
     def __init__(self) -> None:
         self.listener, self.port = socket.create_server(("127.0.0.1", 0)), 0
         self.streams: list[bytearray] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        self.threads: list[threading.Thread] = []
+        self._start(self._serve)
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        """Stop listening, and wait until nobody speaks any more."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for thread in list(self.threads):
+            thread.join(10)
+        self.listener.close()
+
+    def _start(self, work: Any, *args: Any) -> None:
+        self.threads.append(threading.Thread(target=work, args=args, daemon=True))
+        self.threads[-1].start()
 
     def _serve(self) -> None:
         with suppress(OSError):
@@ -102,8 +114,8 @@ class Tap:
                     node.close()
                     continue
                 self.streams.append(stream := bytearray())
-                threading.Thread(target=pump, args=(node, link, stream), daemon=True).start()
-                threading.Thread(target=pump, args=(link, node, bytearray()), daemon=True).start()
+                self._start(pump, node, link, stream)
+                self._start(pump, link, node, bytearray())
 
 
 def pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
@@ -111,9 +123,9 @@ def pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
         while data := source.recv(1 << 16):
             kept += data
             sink.sendall(data)
-    for end in (source, sink):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+    source.close()  # the other direction closes the other one
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +157,7 @@ def caught(world: str, tmp_path_factory: pytest.TempPathFactory) -> Caught:
         return real(command, *args, **rest)
 
     config = {"scenario": "movielens", "overrides": overrides, "out": str(folder / "start.safetensors")}
-    with pytest.MonkeyPatch.context() as patch, closing(tap.listener), flower_ray.flower_home(folder) as env:
+    with pytest.MonkeyPatch.context() as patch, closing(tap), flower_ray.flower_home(folder) as env:
         patch.setattr(flower_ray.subprocess, "Popen", tapped)
         env["HOMING_HOME"] = str(folder / "server")
         done = flower_ray.deploy(app, env, [folder / "node"], config)
