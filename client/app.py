@@ -27,7 +27,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client import outgoing, wire
+from client import outgoing, secure, secure_wire, wire
 from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
@@ -67,16 +67,42 @@ def train(message: Message, context: Context) -> Message:
     with door.closed_to_errors():
         order = wire.decode_order(message.content)
         node = open_kept(context, order.run)
-        strangers = [user for user in order.users if user not in node.dataset.users]
-        if strangers:
-            raise InputError(f"this node keeps no user '{strangers[0]}'")
+        if node.scenario.privacy.secure:
+            raise InputError("privacy.secure: this node lets an update out under masks only")
         with purse(node, order.run, simulated(context.node_config)) as node.purse:
-            releases: Iterable[Release] = door.bare(node.train(order.task, order.users))
+            releases: Iterable[Release] = door.bare(_trained(node, order))
             if node.split.aggregator.linear:
                 limit = node.scenario.max_release_norm
                 releases = total(r for r in releases if refusal(r, order.task.shared, limit) is None)
             content = wire.encode_releases(releases, order.task.shared)
         return door.reply(message, content, order.task.shared)
+
+
+@app.train(secure_wire.ACTION)
+def train_secure(message: Message, context: Context) -> Message:
+    """Train the users that the order names, keep the sum of what they release here, and advertise keys for its masks."""
+    door = _door(context)
+    with door.closed_to_errors():
+        order, call, me = secure_wire.decode_begin(message.content)
+        node = open_kept(context, order.run)
+        if node.scenario.privacy.of_users:
+            order = replace(order, task=replace(order.task, bound=node.scenario.privacy.user.clip))
+        how = secure.form(node.scenario, node.split.aggregator, order.task, call)
+        with purse(node, order.run, simulated(context.node_config)) as node.purse:
+            releases = door.bare(_trained(node, order))
+            vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users))
+        answer = secure.begin(_sums(order.run, me), how.terms, me, vector_M)
+        return door.reply(message, secure_wire.encode_answer(answer), {})
+
+
+@app.query(secure_wire.ACTION)
+def query_secure(message: Message, context: Context) -> Message:
+    """Take the next step of the sum that `train_secure` has begun."""
+    door = _door(context)
+    with door.closed_to_errors():
+        step = secure_wire.decode_step(message.content)
+        answer = secure.answer(_sums(step.run, step.me), step.step, step.message)
+        return door.reply(message, secure_wire.encode_answer(answer), {})
 
 
 @app.evaluate()
@@ -95,6 +121,18 @@ def evaluate(message: Message, context: Context) -> Message:
         order = wire.decode_order(message.content)
         rows = open_kept(context, order.run).evaluate(order.task, order.part, order.controls)
         return door.reply(message, wire.encode_rows(rows), {})
+
+
+def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
+    strangers = [user for user in order.users if user not in node.dataset.users]
+    if strangers:
+        raise InputError(f"this node keeps no user '{strangers[0]}'")
+    return node.train(order.task, order.users)
+
+
+def _sums(run: str, me: str) -> Path:
+    """Where a node keeps its part of a sum that has begun."""
+    return home() / "sums" / folder_name(run) / folder_name(me)
 
 
 def open_kept(context: Context, run: str) -> Node:

@@ -5,6 +5,7 @@
 | the users' names | yes | yes |
 | updates of the shared adapter, their weights, how many users | yes | yes: noised; that there are so many examples is not hidden |
 | ``counters``: tokens, examples, loss, steps, seconds | yes | where ``privacy.waive`` has them |
+| under ``privacy.secure``: messages of masks, instead of the two above | yes | yes: the sum that they give is noised |
 | ``scores``: the rows of an evaluation | yes | where ``privacy.waive`` has them |
 | what went wrong | yes | no, as a sentence may quote data: it stands in the node's own log |
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 
-from client import wire
+from client import secure_wire, wire
 from client.wire import WireError
 from configs.errors import InputError
 from configs.scenario import Scenario
@@ -122,6 +123,11 @@ def _rows(door: Door, content: RecordDict, _shared: State) -> RecordDict:
     return wire.encode_rows(wire.decode_rows(content))
 
 
+def _masked(_door: Door, content: RecordDict, _shared: State) -> RecordDict:
+    return secure_wire.encode_answer(secure_wire.decode_answer(content))
+
+
 DECLARED: dict[str, Callable[[Door, RecordDict, State], RecordDict]] = {
     MessageType.QUERY: _kept, MessageType.TRAIN: _releases, MessageType.EVALUATE: _rows,
+    f"{MessageType.TRAIN}.{secure_wire.ACTION}": _masked, f"{MessageType.QUERY}.{secure_wire.ACTION}": _masked,
 }  # fmt: skip

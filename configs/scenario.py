@@ -178,6 +178,22 @@ class UserLevel:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """How a round's sum is made under masks where ``privacy.secure`` is on. A party is a node, with all of its users."""
+
+    nodes: int = 10  # of a simulation: its users are dealt out over so many; over Flower nodes are what they are
+    threshold: float = 0.7  # share of a round's nodes that must be left at its end; with fewer the round gives nothing
+    colluding: float = 0.0  # share of a round's nodes that may tell the server all they know; guarantee U counts on no noise of theirs
+    neighbours: int = 0  # nodes with which each node shares secrets; 0: all others
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.nodes <= 2000, "masking.nodes", "between 2 and 2000", self.nodes)
+        _require(0.5 < self.threshold <= 1, "masking.threshold", "above 0.5 and at most 1", self.threshold)
+        _require(0 <= self.colluding < self.threshold, "masking.colluding", "0 or more and below masking.threshold", self.colluding)
+        _require(self.neighbours >= 0, "masking.neighbours", "0 (all others) or a count", self.neighbours)
+
+
+@dataclass(frozen=True)
 class Privacy:
     """What is promised. ``privacy=user`` is short for ``privacy.guarantee=user``."""
 
@@ -186,6 +202,8 @@ class Privacy:
     accountant: Literal["pld", "prv", "rdp", "gdp"] = "pld"  # gdp is known so that it can be refused with its reason
     example: ExampleLevel = field(default_factory=ExampleLevel)
     user: UserLevel = field(default_factory=UserLevel)
+    secure: bool = False  # nodes send their users' updates under masks that fall off the sum only: the server sees no node's own
+    masking: Masking = field(default_factory=Masking)
     waive: tuple[str, ...] = ()  # of scores and counters: what a deployment lets out although no guarantee covers it
 
     def __post_init__(self) -> None:
@@ -238,7 +256,7 @@ class Scenario:
     aggregator: str = "fedit"
     aggregator_options: dict[str, float] = field(default_factory=dict)
     weights: Literal["examples", "uniform"] = "examples"  # of users in the aggregate
-    max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted
+    max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted; under privacy.secure it is scaled down to it
     evaluate_every: int = 1  # rounds between evaluations on the validation split, and after the last; 0: none
     controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
     model: Model = field(default_factory=Model)

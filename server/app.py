@@ -18,6 +18,7 @@ from configs.scenario import Scenario, label
 from server import aggregation, checkpoint, rounds
 from server.finish import finish
 from server.grid import GridRuntime
+from server.secure_grid import SecureGridRuntime
 from strategies.base import Task
 from strategies.files import home, write_text
 from strategies.privacy import rules
@@ -62,7 +63,8 @@ def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
     if note(folder, runtime) and scenario.privacy.guarantee not in ("off", "unclaimed"):
         log.warning("the noise of a node comes from the seed: this run is a simulation and protects nobody")
     clock["rounds"] = time.perf_counter()
-    state = rounds.run(scenario, runtime, aggregator, shared, folder, _observe)
+    nodes_or_sums = SecureGridRuntime(runtime, scenario) if scenario.privacy.secure else runtime
+    state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe)
     clock["test"] = time.perf_counter()
     table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls) or unknown(runtime.users())
     clock["end"] = time.perf_counter()

@@ -32,6 +32,8 @@ class HomingStrategy(Strategy):
     def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
         rules.refuse(scenario)
         rules.refuse_over_flower(scenario)
+        if scenario.privacy.secure:
+            raise InputError("HomingStrategy has one exchange a round and privacy.secure needs four; use the ServerApp server.app")
         self.scenario, self.nodes = scenario, nodes
         self.aggregator = aggregation.build(scenario)
         self.runtime: GridRuntime | None = None

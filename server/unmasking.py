@@ -48,6 +48,7 @@ SHARE = 4 + 48  # bytes: an index, and 32 bytes padded to three blocks
 
 Answers = Mapping[str, bytes]  # party -> its answer
 Messages = dict[str, bytes]  # party -> what it gets
+Exchange = Callable[[str, Messages], Answers]  # a step's name in `client.masking` and what each party gets -> what came back
 T = TypeVar("T")
 
 
@@ -118,32 +119,50 @@ def unmask(state: ServerState, answers: Answers) -> Tensor:
     return torch.from_numpy(total_D.view(np.int32).astype(np.int64))
 
 
+def collect(terms: Terms, keys: Answers, exchange: Exchange) -> tuple[Tensor, tuple[str, ...]]:
+    """Go through all steps after `advertise`: the sum, int64 D, and the parties that are in it."""
+    state, sent = roster(terms, keys)
+    state, sent = relay(state, exchange("share", sent))
+    state, sent = ask(state, exchange("mask", sent))
+    return unmask(state, exchange("reveal", sent)), state.kept
+
+
 def secure_sum(
     inputs: Mapping[str, Tensor], threshold: int, degree: int = 0, drop_at: Mapping[str, str] | None = None, limit: int | None = None
 ) -> Tensor:
-    """Run the protocol in this process: the sum of int64 D over the parties that came as far as ``masked``.
+    """`sum_here` under terms of its own: the sum alone."""
+    terms = Terms(secrets.token_hex(16), len(next(iter(inputs.values()), ())), threshold, degree)
+    return sum_here(terms, inputs, drop_at, limit)[0]
+
+
+def sum_here(
+    terms: Terms, inputs: Mapping[str, Tensor], drop_at: Mapping[str, str] | None = None, limit: int | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Run the protocol in this process: the sum of int64 D over the parties that came as far as ``masked``, and those parties.
 
     ``drop_at`` names the answer in `STEPS` that a party gives no more. Raises `InputError` for another name, and what the steps raise.
     """
     drop_at = drop_at or {}
     if wrong := [f"{party}: {step}" for party, step in drop_at.items() if party not in inputs or step not in STEPS]:
         raise InputError(f"drop_at has no such party or step: {wrong[0]} (steps: {', '.join(STEPS)})")
-    terms = Terms(secrets.token_hex(16), len(next(iter(inputs.values()), ())), threshold, degree)
     states: dict[str, bytes] = {}
     until = {party: STEPS.index(step) for party, step in drop_at.items()}
+    moves: dict[str, Callable[[str, bytes], tuple[PartyState, bytes]]] = {
+        "advertise": lambda me, _: advertise(terms, me),
+        "share": lambda me, said: share(load(states[me]), said),
+        "mask": lambda me, said: mask(load(states[me]), said, inputs[me], limit),
+        "reveal": lambda me, said: reveal(load(states[me]), said),
+    }
 
-    def answer(step: str, move: Callable[[str], tuple[PartyState, bytes]], parties: Iterable[str]) -> Messages:
-        answers = {}
-        for party in parties:
-            if STEPS.index(step) < until.get(party, len(STEPS)):
-                after, answers[party] = move(party)
+    def exchange(step: str, sent: Messages) -> Messages:
+        answers, at = {}, list(moves).index(step)
+        for party in sent:
+            if at < until.get(party, len(STEPS)):
+                after, answers[party] = moves[step](party, sent[party])
                 states[party] = dump(after)
         return answers
 
-    server, sent = roster(terms, answer("keys", lambda me: advertise(terms, me), inputs))
-    server, sent = relay(server, answer("shares", lambda me: share(load(states[me]), sent[me]), sent))
-    server, sent = ask(server, answer("masked", lambda me: mask(load(states[me]), sent[me], inputs[me], limit), sent))
-    return unmask(server, answer("reveal", lambda me: reveal(load(states[me]), sent[me]), sent))
+    return collect(terms, exchange("advertise", dict.fromkeys(inputs, b"")), exchange)
 
 
 def _accepted(terms: Terms, kind: str, answers: Answers, parse: Callable[[str, dict[str, Any], bytes], T]) -> dict[str, T]:

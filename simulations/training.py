@@ -18,7 +18,7 @@ from server.checkpoint import Checkpoint
 from server.joint import Joint, open_joint
 from server.report.promise import JOINT
 from simulations.fused import FusedRuntime
-from strategies.base import Task
+from strategies.base import Runtime, Task
 from strategies.privacy import joint as user_level
 from strategies.privacy.ledger import LEDGER, Ledger
 
@@ -42,8 +42,17 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
         last = checkpoint.latest(folder)
         store.forget_after(last.round if last else 0)
         aggregator = aggregation.build(scenario)
-        state = rounds.run(scenario, FusedRuntime(node), aggregator, node.split.shared_start(), folder, observe, joint)
+        state = rounds.run(scenario, _runtime(node, joint), aggregator, node.split.shared_start(), folder, observe, joint)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
+
+
+def _runtime(node: Node, joint: Joint | None) -> Runtime:
+    """All users side by side; under masks where the scenario says so."""
+    if not node.scenario.privacy.secure:
+        return FusedRuntime(node)
+    from server.secure import SecureRuntime  # imports Flower, for which no other run waits
+
+    return SecureRuntime(FusedRuntime(node), node.scenario, joint.plan if joint else None)
 
 
 @contextmanager

@@ -11,12 +11,23 @@ The sum is e^2/2-zCDP for one user's x against zero, whoever sees it, as long as
 unknown to them. More noises are a further sum with something independent, and the modulus is a function of the sum: both are
 post-processing.
 
+Why, for whoever has not the paper at hand (its proposition 14 is the same two bounds):
+
+1. The sum of N_Z(0, k s^2) and N_Z(0, s^2) at y is, by completing the square, a constant times N_Z(0, (k+1) s^2) times a sum over a
+   shifted grid, which by Poisson summation is a constant times 1 +- r, r = 2 sum_j exp(-2 pi^2 s^2 j^2 k/(k+1)). Normalised, the
+   logarithm of the ratio is at most log((1 + r)/(1 - r)), below 5 exp(-2 pi^2 s^2 k/(k+1)) for s >= 1. Adding further noise keeps a
+   ratio's bound, so h noises are within exp(+-tau/2) of N_Z(0, h s^2), in each number.
+2. So the privacy loss of a sum moved by q is that of N_Z(0, h s^2) and at most tau more for each number. The former is linear in the
+   noise, and sums of discrete Gaussians are sub-Gaussian with their own variance: the Renyi divergence of order alpha is at most
+   alpha |q|^2/(2 h s^2) + tau D. That is the first bound, since alpha > 1.
+3. A ratio within exp(+-tau/2) in each of D numbers is D tau^2/8-zCDP, and roots of zCDP add up along a chain (Bun & Steinke,
+   arXiv 1605.02065, proof of proposition 1.9): twice that, and |q|^2/(2 h s^2) between them. That is the second.
+
 Noise is drawn exactly, in whole numbers: Canonne, Kamath and Steinke, "The Discrete Gaussian for Differential Privacy",
 arXiv 2004.00010, algorithms 1 to 3. Nothing is to be added to a delta for it.
 
-Deviations. 2 tau D for the theorem's tau D/2: the Rényi bound behind it is alpha S^2/(2 h s^2) + tau D, and that gives 2 (tau is
-nothing from s = 2 on). No rotation: a grid here has room for the worst case, a sum of vectors that each have all their norm in one
-number. s is a whole number, rounded up. The Laplace of algorithm 3 has scale s and not floor(s) + 1, and its acceptances are one.
+Deviations. No rotation: a grid here has room for the worst case, a sum of vectors that each have all their norm in one number. s is a
+whole number, rounded up. The Laplace of algorithm 3 has scale s and not floor(s) + 1, and its acceptances are one.
 
 D: numbers of an update. N: draws.
 """
@@ -47,11 +58,11 @@ class Grid:
 
     bound: float  # L2 norm that updates are clipped to
     size: int  # D
-    users: int  # vectors in the sum, at most
+    users: int  # updates in the sum, at most
     modulus: int
     step: float = 1.0  # what one unit stands for; a power of two
-    noise: int = 0  # standard deviation of one user's noise, in units
-    honest: int = 0  # users in the sum whose noise is there and known to nobody else, at least
+    noise: int = 0  # standard deviation of one noise, in units: a user's, or a node's for all of its users
+    honest: int = 0  # noises that are in the sum and known to nobody who looks at it, at least
 
     @property
     def reach(self) -> int:
@@ -67,10 +78,10 @@ class Grid:
 
 
 def fit(bound: float, size: int, users: int, noise: float = 0.0, honest: int = 0, modulus: int = 2**32) -> Grid:
-    """Return the finest grid on which no sum of ``users`` vectors wraps.
+    """Return the finest grid on which no sum of ``users`` vectors wraps, with a noise for each of them or for fewer.
 
-    ``noise`` is the multiplier of the sum, the standard deviation of ``honest`` users' noises over S. Raises `InputError` where the
-    modulus is too small for that at `PRECISION`.
+    ``noise`` is the multiplier of the sum that `event` will show at least: the standard deviation of ``honest`` noises over S. Raises
+    `InputError` where the modulus is too small for that at `PRECISION`.
     """
     if not (0 < bound < math.inf and size >= 1 and users >= 1 and 0 <= noise < math.inf and 4 <= modulus <= 2**32):
         raise InputError(f"no grid has bound {bound}, size {size}, users {users}, noise {noise}, modulus {modulus}")
@@ -82,6 +93,8 @@ def fit(bound: float, size: int, users: int, noise: float = 0.0, honest: int = 0
     while step <= coarsest:
         grid = replace(plain, step=step)
         grid = replace(grid, noise=math.ceil(noise * math.sqrt(grid.reach / honest)) if noise else 0)
+        while event(grid).noise < noise:  # what sums of discrete Gaussians lack to be one
+            grid = replace(grid, noise=grid.noise + 1)
         if grid.noise <= LARGEST and math.sqrt(grid.reach) + _tail(grid) <= grid.room:
             return grid
         step *= 2
@@ -107,10 +120,13 @@ def quantize(update: State, grid: Grid, bits: Bits | None = None) -> Tensor:
             return q_D
 
 
-def noised(q_D: Tensor, grid: Grid, bits: Bits | None = None) -> Tensor:
-    """Add one user's noise. Raises `OverflowError` where the result could make a sum wrap, which happens with probability `TAIL`."""
+def noised(q_D: Tensor, grid: Grid, bits: Bits | None = None, users: int = 1) -> Tensor:
+    """Add one noise, to one user's numbers or to the sum of so many.
+
+    Raises `OverflowError` where the result could make a sum wrap, which happens with probability `TAIL`.
+    """
     sent_D = q_D + gaussian(q_D.numel(), grid.noise, bits) if grid.noise else q_D
-    if sent_D.numel() and int(sent_D.abs().max()) > grid.room:
+    if sent_D.numel() and int(sent_D.abs().max()) > grid.room * users:
         raise OverflowError("a noised number has no room on its grid")
     return sent_D
 
@@ -129,9 +145,26 @@ def event(grid: Grid) -> Event:
     if not grid.noise:
         return Event(0.0, kind="concentrated")
     h, s = grid.honest, grid.noise
-    tau = 10 * math.fsum(math.exp(-2 * (math.pi * s) ** 2 * k / (k + 1)) for k in range(1, h))
+    tau = inflation(s, h)
     ratio = math.sqrt(grid.reach / h) / s
     return Event(1 / min(math.sqrt(ratio**2 + 2 * tau * grid.size), ratio + tau * math.sqrt(grid.size)), kind="concentrated")
+
+
+def inflation(noise: int, count: int) -> float:
+    """The theorem's tau: twice what a logarithm of probabilities of so many noises' sum is beside that of one discrete Gaussian."""
+    return 10 * math.fsum(math.exp(-2 * (math.pi * noise) ** 2 * k / (k + 1)) for k in range(1, count))
+
+
+def unknown_noises(threshold: int, colluding: int) -> int:
+    """How many noises `Grid.honest` may count on in a sum of at least ``threshold``, where so many parties tell theirs.
+
+    Raises `InputError` where that is none.
+    """
+    if threshold <= colluding:
+        raise InputError(
+            f"threshold must be above the {colluding} parties that may collude, as their noise hides nothing, and is {threshold}"
+        )
+    return threshold - colluding
 
 
 # ---------------------------------------------------------------------- draws

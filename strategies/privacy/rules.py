@@ -37,6 +37,8 @@ def problems(scenario: Scenario) -> Iterator[str]:
         yield from _uncovered(scenario, scheme)
     if privacy.of_users:
         yield from _of_users(scenario, scheme)
+    if privacy.secure:
+        yield from _secure(scenario, scheme)
 
 
 def trained(scheme: Scheme, personalize: bool = True) -> list[str]:
@@ -107,3 +109,35 @@ def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
         yield "privacy.user.mechanism=banded needs a user's rounds to lie apart; set sampling=cyclic"
     if level.mechanism == "banded" and not scenario.users_per_round:
         yield "privacy.user.mechanism=banded needs rounds without a user; set users_per_round and sampling=cyclic"
+
+
+def _secure(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
+    """What cannot be a sum of whole numbers of one size, of which nobody sees a single one."""
+    privacy = scenario.privacy
+    if "shared" not in scheme.blocks:
+        yield f"privacy.secure hides what is released, and scheme '{scenario.scheme}' releases nothing; set privacy.secure=false"
+    if scenario.aggregator.startswith(aggregators.FLOWER):
+        yield (
+            f"aggregator '{scenario.aggregator}' is run by Flower on single users' updates, and under privacy.secure there is only "
+            "their sum; use one of ours such as fedit, fedadam or fedavgm"
+        )
+    elif not aggregators.build(scenario.aggregator, scenario.aggregator_options).linear:
+        yield (
+            f"aggregator '{scenario.aggregator}' needs single users' updates, and under privacy.secure there is only their sum; use "
+            "fedit, fedadam or fedavgm"
+        )
+    if scenario.weights != "uniform":
+        yield (
+            "weights must be 'uniform' under privacy.secure: the fixed point of a sum is sized to one bound for every user, and "
+            "weighted by examples an update is as large as their number"
+        )
+    if privacy.of_users and privacy.user.mechanism != "gaussian":
+        yield (
+            f"privacy.user.mechanism={privacy.user.mechanism} is noise that the server or each user adds alone; under privacy.secure "
+            "the nodes add it together, which only 'gaussian' can"
+        )
+    if not privacy.of_users and scenario.max_release_norm == Scenario.max_release_norm:
+        yield (
+            f"max_release_norm is {scenario.max_release_norm:g}, and under privacy.secure it is what the fixed point is sized to; set "
+            "it to about the largest norm of a user's update, such as max_release_norm=1"
+        )

@@ -19,7 +19,8 @@ from configs.scenario import HERE, Adapter, Data, Engine, Local, Scenario, build
 DEMO = load("demo")
 HASH = scenario_hash(DEMO)
 LEAVES = [path for path in checks.paths(Scenario) if not dataclasses.is_dataclass(typing.get_type_hints(Scenario).get(path))]
-LEAVES = [path for path in LEAVES if path not in ("data.fields", "privacy.example", "privacy.user")]  # groups themselves
+GROUPS = ("data.fields", "privacy.example", "privacy.user", "privacy.masking")
+LEAVES = [path for path in LEAVES if path not in GROUPS]
 
 
 def written(folder: Path, text: str) -> Path:

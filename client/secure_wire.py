@@ -1,0 +1,82 @@
+"""What travels over Flower for a secure sum, besides what `client/wire.py` describes, in both directions.
+
+=============  ==============  =====================================================================================
+record         direction       holds
+=============  ==============  =====================================================================================
+``order``      to the node     as in `client.wire`: with ``shared`` and ``sum`` it begins a round
+``sum``        to the node     `client.secure.Call`, and what the node is called in the sum
+``step``       to the node     which step of `client.masking`, of which run, and what the node is called in the sum
+``masking``    both            one message of `client.masking`, bytes as an array of uint8
+=============  ==============  =====================================================================================
+"""
+
+import typing
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from client import wire
+from client.secure import Call
+from client.wire import Order, WireError, _expect, _record, _said
+
+ACTION = "secure"  # of Flower's messages: "train.secure" begins a sum, "query.secure" goes on with it
+SUM = {"session": str, "users": int, "nodes": int, "noise": float, "me": str}
+STEP = {"step": str, "run": str, "me": str}
+
+
+class Step(typing.NamedTuple):
+    """One step of a sum that has begun."""
+
+    step: str  # "share", "mask" or "reveal"
+    run: str
+    me: str  # the node's name in the sum
+    message: bytes
+
+
+def encode_begin(order: Order, shared: ArrayRecord, call: Call, me: str) -> RecordDict:
+    """Write an order whose answer begins a sum."""
+    said = {"session": call.session, "users": call.users, "nodes": call.nodes, "noise": float(call.noise), "me": me}
+    return RecordDict({**wire.encode_order(order, shared), "sum": ConfigRecord(said)})  # type: ignore[arg-type]
+
+
+def decode_begin(content: RecordDict) -> tuple[Order, Call, str]:
+    """Read an order, the sum's call, and what the node is called in it."""
+    _expect(content, {"order", "shared", "sum"})
+    said = _said(content, "sum", SUM)
+    order = wire.decode_order(RecordDict({name: content[name] for name in ("order", "shared")}))
+    return order, Call(said["session"], said["users"], said["nodes"], said["noise"]), said["me"]
+
+
+def encode_step(step: Step) -> RecordDict:
+    """Write a step."""
+    return RecordDict({"step": ConfigRecord({"step": step.step, "run": step.run, "me": step.me}), **encode_answer(step.message)})
+
+
+def decode_step(content: RecordDict) -> Step:
+    """Read a step."""
+    _expect(content, {"step", "masking"})
+    said = _said(content, "step", STEP)
+    return Step(said["step"], said["run"], said["me"], _bytes(content))
+
+
+def encode_answer(message: bytes) -> RecordDict:
+    """Write a message of the protocol."""
+    return RecordDict({"masking": ArrayRecord({"message": Array(np.frombuffer(message, np.uint8))})})
+
+
+def decode_answer(content: RecordDict) -> bytes:
+    """Read a message of the protocol. Raises `WireError` for anything else."""
+    _expect(content, {"masking"})
+    return _bytes(content)
+
+
+def _bytes(content: RecordDict) -> bytes:
+    found = _record(content, "masking", ArrayRecord)
+    _expect(found, {"message"})
+    try:
+        array = found["message"].numpy()
+    except Exception as error:  # whatever bytes somebody calls an array
+        raise WireError(f"a message cannot be read: {error}") from None
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise WireError(f"a message is {array.dtype} of {array.ndim} axes")
+    return array.tobytes()
