@@ -29,7 +29,6 @@ from configs.scenario import Scenario
 from strategies.admission import refusal
 from strategies.base import Aggregator, Release, Task, released
 from strategies.files import read_state, write_state, write_text
-from strategies.privacy.clipping import clip
 from strategies.privacy.discrete import Bits, Grid, entropy, fit, keyed, noised, quantize, restore, unknown_noises
 from strategies.tree import State, generator
 
@@ -112,8 +111,6 @@ def read(sum_M: Tensor, how: Form, users: int, denominator: float = 0.0) -> Rele
     if not found:
         return None
     update = restore(sum_M[:size], how.grid, how.like) if how.like else {}
-    if not how.grid.noise and update:
-        update, _ = clip(update, found * how.grid.bound)  # rounding may have lengthened it
     return Release(update, (denominator or float(found)) if update else 0.0, found, counts)
 
 
@@ -135,7 +132,8 @@ def answer(folder: Path, step: str, message: bytes) -> bytes:
         raise MaskingError("no secure sum is open here")
     state = masking.load((folder / STATE).read_bytes())
     if step == "mask":
-        after, said = masking.mask(state, message, read_state(folder / VECTOR)["vector"], MODULUS // 2 - 1)
+        vector_M = read_state(folder / VECTOR)["vector"] if state.step == step else torch.empty(0)
+        after, said = masking.mask(state, message, vector_M, MODULUS // 2 - 1)
     elif step in ("share", "reveal"):
         after, said = (masking.share if step == "share" else masking.reveal)(state, message)
     else:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[s
                  tally: "_Tally") -> Iterator[Release]:  # fmt: skip
     """The round's releases that are in order, counted on their way."""
     limit = min(scenario.max_release_norm, task.bound * SLACK) if task.bound else scenario.max_release_norm
-    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, scenario.privacy.of_users):
+    uniform = scenario.privacy.of_users
+    if scenario.privacy.secure:  # nodes have bounded what is in a secure sum, and its weight is what the plan says
+        limit, uniform = inf, False
+    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform):
         tally.add(release)
         yield release
 

@@ -74,6 +74,9 @@ def _beside(flower: Flower) -> str:
 def _of_users(scenario: Scenario, epsilon: float, _flower: Flower) -> str:
     level = scenario.privacy.user
     trusted = "nobody has to be trusted" if level.mechanism == "local" else "the server is trusted to add the noise"
+    if scenario.privacy.secure:
+        told = f"{scenario.privacy.masking.colluding:.0%} of a round's nodes tell it what they know"
+        trusted = f"nodes add the noise, so the server is only trusted to follow the protocol while at most {told}"
     return (
         f"Privacy, user level: the shared adapters of all rounds are ({epsilon:.3g}, {level.delta:g})-DP in all that any one user has; "
         f"{trusted}. Not covered: whoever gets hold of the user's own private adapter, and the scores below."

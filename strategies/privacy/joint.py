@@ -10,6 +10,7 @@ trained beside it included, as those are made of the releases and of other users
 | adaptive | the same, with a bound C that follows the users' norms | the same |
 | banded | correlated over rounds (`matrix`), for users in turns | once every ``turns`` rounds |
 | local | z C on each user's own release, at home (`local`) | for each round that they may be in |
+| gaussian, secure | z S on the sum, in parts that the nodes add under masks (`discrete`) | for each round that they may be in |
 """
 
 from collections.abc import Callable, Iterable
@@ -68,6 +69,8 @@ def plan(scenario: Scenario, cohorts: Cohorts, spent: tuple[Event, ...] = ()) ->
 
 def event(plan: Plan, number: int) -> Event:
     """What round ``number`` costs each user that pays for it."""
+    if plan.scenario.privacy.secure:
+        return Event(plan.noise, kind="concentrated")  # `discrete.fit` makes it of whole numbers, at no more cost
     if plan.scenario.privacy.user.mechanism == "banded":
         how = plan.banded()
         return Event(plan.noise, matrix.participations(how, number) - matrix.participations(how, number - 1))
@@ -130,7 +133,8 @@ def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggre
             return {**ours, **{MEMORY + k: v for k, v in state.items()}}, release
         return ours, user_level.sum_and_noise(releases, level.clip, plan.noise, count, noise, like)[0]
 
-    return inner if level.mechanism == "local" else inner._replace(init=init, apply=apply, stateful=True)
+    noised_by_users = level.mechanism == "local" or plan.scenario.privacy.secure
+    return inner if noised_by_users else inner._replace(init=init, apply=apply, stateful=True)
 
 
 def _like(inner: Aggregator, shared: State, number: int) -> State:
@@ -138,8 +142,9 @@ def _like(inner: Aggregator, shared: State, number: int) -> State:
 
 
 def _sampling(scenario: Scenario) -> user_level.Sampling:
-    """Coins that nobody sees amplify; whoever gets a user's own release sees whose turn it is."""
-    hidden = scenario.sampling == "poisson" and scenario.users_per_round and scenario.privacy.user.mechanism != "local"
+    """Coins that nobody sees amplify; whoever gets a user's own release, or asks for one under masks, sees whose turn it is."""
+    seen = scenario.privacy.user.mechanism == "local" or scenario.privacy.secure
+    hidden = scenario.sampling == "poisson" and scenario.users_per_round and not seen
     return "poisson" if hidden else "all"
 
 
