@@ -19,13 +19,14 @@ from client.secure import Call, Form
 from configs.errors import InputError
 from configs.scenario import Masking, Privacy, Scenario, UserLevel, load
 from server import rounds
+from server.joint import open_joint
 from server.secure import SecureRuntime, dealt, released
 from server.unmasking import STEPS, collect
 from strategies import aggregators
 from strategies.base import Release, Task
 from strategies.privacy import discrete, joint, rules
-from strategies.privacy.joint import Cohorts
-from strategies.privacy.noise import keyed
+from strategies.privacy.joint import Cohorts, Plan
+from strategies.privacy.ledger import Ledger
 from strategies.tree import State, generator, norm, subtract
 
 A, B = "base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight"
@@ -175,7 +176,7 @@ def test_counts_of_two_thousand_nodes_come_back_as_they_are(count: float) -> Non
 # ---------------------------------------------------------------------- who drops out
 @pytest.mark.parametrize("step", STEPS)
 def test_a_node_that_drops_out_at_any_step_costs_its_users_and_no_round(step: str) -> None:
-    found = one(SecureRuntime(Fake(), SCENARIO, {"1": step}))
+    found = one(SecureRuntime(Fake(), SCENARIO, None, {"1": step}))
     there = USERS if step == "reveal" else [user for user in USERS if user not in USERS[1::4]]
     assert found.users == len(there)
     assert apart(found.update, clear(there)) < 1e-4
@@ -183,7 +184,7 @@ def test_a_node_that_drops_out_at_any_step_costs_its_users_and_no_round(step: st
 
 @pytest.mark.parametrize("step", STEPS)
 def test_with_fewer_nodes_than_the_threshold_a_round_releases_nothing_and_the_run_goes_on(step: str, tmp_path: Path) -> None:
-    runtime = SecureRuntime(Fake(), SCENARIO, {"1": step, "2": step})
+    runtime = SecureRuntime(Fake(), SCENARIO, None, {"1": step, "2": step})
     end = rounds.run(replace(SCENARIO, rounds=2), runtime, FEDIT, START, tmp_path)
     assert [row["releases"] for row in end.rows] == [0, 0] and equal(end.shared, START)
     assert sum(runtime.failed.values()) == 2
@@ -201,7 +202,7 @@ def test_a_share_that_was_forged_ends_the_round_and_not_the_run() -> None:
         raise MaskingError(f"shares of {how.terms.session[:0]}n give another seed")
 
     failed: Counter[str] = Counter()
-    assert not list(released(SCENARIO, Task(1, START), {"n": ["a"], "m": ["b"]}, 0.0, 0.0, summing, failed))
+    assert not list(released(SCENARIO, Task(1, START), {"n": ["a"], "m": ["b"]}, None, summing, failed))
     assert failed == {"shares of n give another seed": 1}
 
 
@@ -238,6 +239,10 @@ def test_a_nodes_part_lies_on_disk_before_it_answers_and_no_step_can_be_taken_tw
 JOINT = replace(SCENARIO, privacy=replace(SECURE, guarantee="user", user=UserLevel(epsilon=2.0, clip=0.5)))
 
 
+def planned(noise: float) -> Plan:
+    return Plan(JOINT, Cohorts(20, 3, 8, 3, 1), noise)
+
+
 def noisy(nodes: int, users: int, noise: float, **changes: Any) -> tuple[np.ndarray, Form]:
     """A round of users who send zeros, over nodes; in units of the bound on the grid."""
     scenario = with_masking(JOINT, nodes=nodes, **changes)
@@ -245,9 +250,7 @@ def noisy(nodes: int, users: int, noise: float, **changes: Any) -> tuple[np.ndar
     fake = Fake(lambda _user, r: replace(r, update={n: torch.zeros_like(v) for n, v in r.update.items()}))
     fake.users = lambda: everyone  # type: ignore[method-assign]
     fake.train = lambda task, names: (Release({n: torch.zeros_like(v) for n, v in task.shared.items()}, 1.0) for _ in names)  # type: ignore[method-assign]
-    runtime = SecureRuntime(fake, scenario)
-    runtime.noise, runtime.denominator = noise, 8.0
-    (found,) = runtime.train(Task(1, START, ("shared",)), everyone)
+    (found,) = SecureRuntime(fake, scenario, planned(noise)).train(Task(1, START, ("shared",)), everyone)
     assert (found.weight, found.users, found.metrics) == (8.0, users, {})
     how = secure.form(scenario, FEDIT, Task(1, START, ("shared",)), Call("s", users, nodes, noise))
     unit = math.sqrt(how.grid.reach) * how.grid.step
@@ -274,10 +277,11 @@ def test_a_run_under_guarantee_u_adds_noise_once_and_spends_what_was_planned(tmp
     plan = joint.plan(JOINT, Cohorts(11, 3, 11, 3, 1))
     assert joint.event(plan, 1) == discrete.Event(plan.noise, kind="concentrated")
     assert joint.payers(plan, USERS[:3], USERS) == USERS[:3]
-    runtime = SecureRuntime(Fake(), JOINT)
-    runtime.noise, runtime.denominator = plan.noise, 11.0
-    around = joint.around(FEDIT, plan, lambda _: keyed("never"))
-    end = rounds.run(replace(JOINT, rounds=1), runtime, around, START, tmp_path)
+    with Ledger(tmp_path / "joint.sqlite") as ledger:
+        paying = open_joint(JOINT, USERS, ledger, "run")
+        assert paying.plan == plan
+        end = rounds.run(replace(JOINT, rounds=1), SecureRuntime(Fake(), JOINT, plan), FEDIT, START, tmp_path / "run", joint=paying)
+        assert set(ledger.histories().values()) == {(joint.event(plan, 1),)}
     size = sum(v.numel() for v in START.values())
     assert end.rows[0]["update_norm"] == pytest.approx(math.sqrt(4 / 3) * plan.noise * 0.5 / 11 * math.sqrt(size), rel=0.2)
     assert (end.rows[0]["tokens"], end.rows[0]["train_loss"]) == (0, 0.0)

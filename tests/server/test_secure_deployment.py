@@ -45,7 +45,9 @@ def test_the_sum_of_the_nodes_that_are_left_is_that_of_one_process(ran: Ran, tmp
     scenario = scenario_of(ran.overrides)
     node = open_node(scenario, tmp_path / "private")
     start = node.split.shared_start()
-    here = rounds.run(scenario, SecureRuntime(FusedRuntime(node), scenario, {"1": "keys"}), aggregation.build(scenario), start, tmp_path)
+    here = rounds.run(
+        scenario, SecureRuntime(FusedRuntime(node), scenario, None, {"1": "keys"}), aggregation.build(scenario), start, tmp_path
+    )
     node.close()
     there: Any = checkpoint.latest(ran.home / "runs" / "x")
     assert shift(here.shared, start) > 1e-3 and distance(here.shared, there.shared) == 0.0
