@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results bench flower deployment lint types unit clean
+.PHONY: help env demo test results bench flower deployment secure lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ flower: env  ## a real `flwr run` on Ray against the fused run of the same scena
 
 deployment: env  ## the same over a real SuperLink and two SuperNodes on this machine
 	$(PY) -m simulations.parity --deployment --nodes 2
+
+secure: env  ## a secure sum over a real SuperLink and three SuperNodes, one of which drops out
+	HOMING_DEPLOYMENT=1 $(PY) -m pytest tests/server/test_secure_deployment.py
 
 lint: env
 	$(PY) -m ruff check .

@@ -1,5 +1,9 @@
-"""A secure sum over a real SuperLink and three SuperNodes, of which one drops out, is the one of a single process to the last bit."""
+"""A secure sum over a real SuperLink and three SuperNodes, of which one drops out, is the one of a single process to the last bit.
 
+Flower starts a process for each of 18 messages, so this takes a minute or more: `make secure` runs it, and `make test` does not.
+"""
+
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,7 @@ from tests.server.flower_world import USERS, distance, scenario_of, shift
 
 SECURE = "weights=uniform max_release_norm=1 privacy.secure=true privacy.masking.nodes=3 privacy.masking.threshold=0.6"
 ONCE = "rounds=1 evaluate_every=0 controls=[shared]"
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif("HOMING_DEPLOYMENT" not in os.environ, reason="make secure")]
 
 
 class Ran(NamedTuple):
