@@ -28,6 +28,7 @@ from simulations.fused import FusedRuntime
 from strategies import aggregators
 from strategies.base import Release, Task
 from strategies.privacy.joint import Cohorts, Plan
+from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 from tests.server.flower_world import NODES, USERS, LocalGrid, distance, scenario_of, shift, through
 
@@ -68,7 +69,7 @@ def start(world: str) -> State:
 def one(grid: LocalGrid, overrides: str, start: State, plan: Plan | None = None) -> list[Release]:
     """The releases of a round of everyone."""
     runtime = SecureGridRuntime(GridRuntime(grid, "x"), scenario_of(overrides), plan)
-    return list(runtime.train(Task(1, start, ("shared",)), runtime.users()))
+    return list(runtime.train(Task(1, start, ("shared",), participations=3), runtime.users()))
 
 
 def test_three_nodes_of_flower_and_one_process_end_at_equal_adapters_and_rows(world: str, home: Path, tmp_path: Path) -> None:
@@ -170,7 +171,16 @@ def test_a_node_gives_no_part_where_the_server_names_no_noise(world: str, start:
     overrides = f"{world} {SECURE}"
     runtime = SecureGridRuntime(GridRuntime(LocalGrid(f"{overrides} privacy=user"), "x"), scenario_of(overrides))
     assert list(runtime.train(Task(1, start, ("shared",)), runtime.users())) == []
-    assert max(runtime.inner.failed.values()) == NODES and any("noise of a secure sum is 0.0" in said for said in runtime.inner.failed)
+    assert [count for said, count in runtime.inner.failed.items() if "could not answer (InputError)" in said] == [NODES]
+
+
+def test_under_guarantee_e_a_nodes_counts_stay_home_and_its_noised_updates_are_in_the_sum(world: str, home: Path, start: State) -> None:
+    overrides = f"{world} {SECURE} privacy=example shared_training.batch=99 private_training.batch=99"
+    (found,) = one(LocalGrid(overrides), overrides, start)
+    assert (found.weight, found.users) == (USERS, USERS) and not any(found.metrics.values())
+    assert shift(found.update, {n: torch.zeros_like(v) for n, v in found.update.items()}) > 1e-3
+    with Ledger(home / LEDGER) as ledger:
+        assert len(ledger.histories()) == USERS
 
 
 # ---------------------------------------------------------------------- the wire
