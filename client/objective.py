@@ -34,10 +34,9 @@ def choice_logits(base: Base, at: Predicting, label_ids: tuple[int, ...]) -> Ten
 
 
 def row_losses(base: Base, at: Predicting, rows: int, label_ids: tuple[int, ...]) -> Tensor:
-    """Mean loss of each row, [N] float32: over the labels for a choice, else over the row's own predicted tokens."""
-    if label_ids:
-        return F.cross_entropy(choice_logits(base, at, label_ids), at.target_M, reduction="none")
-    losses = token_losses(base, at)
+    """Mean loss of each row, [N] float32: over the labels for a choice, else over the row's own predicted tokens; 0 without any."""
+    choice = bool(label_ids)
+    losses = F.cross_entropy(choice_logits(base, at, label_ids), at.target_M, reduction="none") if choice else token_losses(base, at)
     count = torch.bincount(at.row_M, minlength=rows).clamp(min=1)
     return torch.zeros(rows, device=losses.device).index_add(0, at.row_M, losses) / count
 
