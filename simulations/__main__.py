@@ -194,6 +194,31 @@ def study(
     _say(f"figures: {folder / 'study.json'}")
 
 
+@app.command(epilog=usage.examples("audit --quick", "audit privacy.user.epsilon=1", "audit audit data.users=500 --out audit.json"))
+def audit(
+    scenario: SCENARIO = "audit",
+    overrides: OVERRIDES = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny random model and made-up users: seconds.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("audit.json"),
+) -> None:
+    """Attack what a scenario's guarantees promise, with canaries, and bound from below the epsilon that is really lost.
+
+    The same without noise must show more than is claimed, or the attack is too weak to say anything. Exit code 1 where an audit fails.
+    """
+    from simulations.audit import suite
+
+    if "=" in scenario and not Path(scenario).exists():
+        scenario, overrides = "audit", [scenario, *(overrides or [])]
+    _quiet()
+    found = suite.run(load(scenario, overrides or []), quick, lambda so_far: suite.write(so_far, out))
+    _console().print(suite.table(found, quick))
+    for sentence in (failed := list(suite.failures(found))):
+        _say(f"failed: {sentence}")
+    _say(f"figures: {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
 def _run(scenario: Scenario, folder: Path) -> None:
     try:
         _run_to_the_end(scenario, folder)

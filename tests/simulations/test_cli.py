@@ -27,7 +27,7 @@ from strategies.schemes import SCHEMES
 from tests.simulations.command import ROUNDS, USERS, call, timeless
 from tests.simulations.conftest import World
 
-COMMANDS = ("run", "resume", "show", "compare", "export", "list", "fetch", "bench")
+COMMANDS = ("run", "resume", "show", "compare", "export", "list", "fetch", "bench", "audit")
 KEYS = {"scenario_hash", "seed", "users", "rounds", "metric", "higher_is_better", "rows", "helped", "harmed", "bytes_up_per_user_round",
         "bytes_down_per_user_round", "seconds", "tokens_per_second", "epsilon"}  # fmt: skip
 

@@ -1,0 +1,80 @@
+"""The nodes of an audit: the real engine, purse and ledger over the users that it makes up, and what an attack reads from them."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.data.types import Splits
+from client.node import Node
+from client.private import PrivateStore
+from client.purse import Purse
+from configs.scenario import Scenario, label
+from server import rounds
+from simulations.training import World
+from strategies.privacy.accounting import epsilons
+from strategies.privacy.ledger import Ledger
+from strategies.tree import State
+
+
+class Kept(PrivateStore):
+    """A store in memory, of newest states alone: audits train thousands of users whom nobody resumes."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self.states: dict[str, State] = {}
+
+    def load(self, user: str, before: int) -> State | None:  # noqa: ARG002
+        """The user's newest state."""
+        return self.states.get(user)
+
+    def save(self, user: str, round_: int, state: State) -> None:  # noqa: ARG002
+        """Keep the newest state alone."""
+        self.states[user] = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+@contextmanager
+def opened(scenario: Scenario, world: World, users: dict[str, Splits], folder: Path) -> Iterator[Node]:
+    """A node that keeps these users, with a ledger of its own under ``folder``.
+
+    What is not noised draws its batches from the operating system: an attack does not know which examples were drawn.
+    """
+    folder.mkdir(parents=True)
+    dataset = replace(world.dataset, users=users, unseen={})
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        purse = Purse(scenario, ledger, label(scenario), keyed=scenario.privacy.guarantee != "unclaimed")
+        with closing(Node(scenario, world.base, dataset, Kept(), purse)) as node:
+            yield node
+
+
+def guarded(scenario: Scenario) -> Scenario:
+    """The scenario under guarantee E alone."""
+    return replace(scenario, privacy=replace(scenario.privacy, guarantee="example"))
+
+
+def unnoised(scenario: Scenario) -> Scenario:
+    """The same training, clipped and without noise, which claims nothing."""
+    level = replace(scenario.privacy.example, noised=())
+    return replace(scenario, privacy=replace(scenario.privacy, guarantee="unclaimed", example=level))
+
+
+def claimed(node: Node) -> float:
+    """The largest epsilon that a user's ledger shows."""
+    assert node.purse is not None
+    level = node.scenario.privacy.example
+    histories = list(node.purse.ledger.histories().values())
+    return max(epsilons(histories, level.delta, node.scenario.privacy.accountant), default=0.0)
+
+
+def private(node: Node, user: str) -> Tensor:
+    """All numbers of a user's private adapter after the last round, [P] float64."""
+    start = {name: value.cpu() for name, value in node.start.items() if node.split.owner(name) == "private"}
+    return flat(node.store.load(user, rounds.last_round(node.scenario) + 1) or start)
+
+
+def flat(state: State) -> Tensor:
+    """All numbers of a state, [P] float64, name by name in the alphabet's order; nothing of an empty one."""
+    return torch.cat([torch.empty(0).double(), *(state[name].double().flatten() for name in sorted(state))])
