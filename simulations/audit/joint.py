@@ -47,6 +47,18 @@ class Place(NamedTuple):
     entry: int  # of the flattened tensor
 
 
+class Sight(NamedTuple):
+    """What the attack sees of a run, over the bound: noise of the same size and independent in all rounds, and a canary's effect."""
+
+    seen_TM: Tensor
+    effect_TM: Tensor  # of a canary that is in, as far as is known
+    claimed: float  # the largest epsilon that anybody's ledger shows
+
+    def score_M(self) -> Floats:  # noqa: N802 - shape suffix
+        """Log likelihood ratio of "in" to "out" for each canary, up to a factor."""
+        return ((self.seen_TM * self.effect_TM).sum(0) - self.effect_TM.square().sum(0) / 2).numpy()
+
+
 class Quiet(Joint):
     """The same server with noise of nothing; it books what noise would have cost."""
 
@@ -98,9 +110,8 @@ def audit(scenario: Scenario, world: World, folder: Path, canaries: int) -> Resu
     with opened(scenario, world, users, folder / "node") as node:
         spots = dict(zip(names, places(node.split.shared_start(), canaries, scenario.seed), strict=True))
         there = dict(zip(names, coin_M.tolist(), strict=True))
-        noised, claimed = _scored(Crowd(node, spots, there), folder / "noised", quiet=False)
-        plain, _ = _scored(Crowd(node, spots, there), folder / "unnoised", quiet=True)
-    return result(claimed, (noised, plain), coin_M, level.delta)
+        noised, plain = (attack(Crowd(node, spots, there), folder / str(quiet), quiet) for quiet in (False, True))
+    return result(noised.claimed, (noised.score_M(), plain.score_M()), coin_M, level.delta)
 
 
 def together(scenario: Scenario, before: int, users: int) -> Scenario:
@@ -118,8 +129,8 @@ def places(shared: State, count: int, seed: int) -> list[Place]:
     return [every[i] for i in torch.randperm(len(every), generator=generator(seed, "places"))[:count].tolist()]
 
 
-def _scored(crowd: Crowd, folder: Path, quiet: bool) -> tuple[Floats, float]:
-    """Run the rounds. A log likelihood ratio of "in" to "out", up to a factor, for each canary; the largest epsilon that was booked."""
+def attack(crowd: Crowd, folder: Path, quiet: bool = False) -> Sight:
+    """Run the rounds and look at every canary's number; ``quiet``: without the noise."""
     scenario, shared = crowd.node.scenario, crowd.node.split.shared_start()
     folder.mkdir()
     with Ledger(folder / "joint.sqlite") as ledger:
@@ -127,25 +138,25 @@ def _scored(crowd: Crowd, folder: Path, quiet: bool) -> tuple[Floats, float]:
         server = Quiet(server.plan, ledger, server.run) if quiet else server
         end = rounds.run(scenario, crowd, fedit(), shared, folder / "run", joint=server)
         claimed = epsilons(list(ledger.histories().values()), scenario.privacy.user.delta, scenario.privacy.accountant)
-    seen_TM, present_TM = _moves(crowd, [*(task.shared for task in crowd.tasks), end.shared], server.plan.cohorts.expected)
+    seen_TM, effect_TM = _moves(crowd, [*(task.shared for task in crowd.tasks), end.shared], server.plan.cohorts.expected)
     if scenario.privacy.user.mechanism == "banded":  # the noise of the encoded sums is independent
         encoder_TT = matrix.encoder(server.plan.banded())
-        seen_TM, present_TM = encoder_TT @ seen_TM, encoder_TT @ present_TM
-    return ((seen_TM * present_TM).sum(0) - present_TM.square().sum(0) / 2).numpy(), max(claimed)
+        seen_TM, effect_TM = encoder_TT @ seen_TM, encoder_TT @ effect_TM
+    return Sight(seen_TM, effect_TM, max(claimed))
 
 
 def _moves(crowd: Crowd, transcript: Sequence[State], expected: int) -> tuple[Tensor, Tensor]:
     """By how much each canary's number moved the sum of each round, over the bound and without the real users; and by how much the
     canary would have moved it, as far as is known. [T, M] both, float64.
     """
-    seen, present = [], []
+    seen, effect = [], []
     hidden = crowd.node.scenario.sampling == "poisson"  # nobody sees who is chosen
     for index, (task, chosen, known) in enumerate(zip(crowd.tasks, map(set, crowd.chosen), crowd.known, strict=True)):
         moved = {n: v.double() * expected - known[n] for n, v in subtract(transcript[index + 1], transcript[index]).items()}
         numbers = {name: value.flatten().tolist() for name, value in moved.items()}
         seen.append([numbers[place.name][place.entry] / task.bound for place in crowd.places.values()])
-        present.append([float(hidden or name in chosen) for name in crowd.places])
-    return torch.tensor(seen, dtype=torch.float64), torch.tensor(present, dtype=torch.float64)
+        effect.append([float(hidden or name in chosen) for name in crowd.places])
+    return torch.tensor(seen, dtype=torch.float64), torch.tensor(effect, dtype=torch.float64)
 
 
 def _sent(shared: State, place: Place, bound: float) -> Release:

@@ -21,16 +21,21 @@ from client.tower import Tower
 from configs.errors import InputError
 from configs.scenario import Engine, Scenario, load
 from server import rounds, sampling
+from server.joint import cohorts
 from simulations.audit import canary, cross_user, example, joint, suite
 from simulations.audit.bound import Floats, bound, choices, most, p_value
 from simulations.audit.canary import Result
+from simulations.audit.nodes import opened
 from simulations.training import World
+from strategies.base import Task
 from strategies.privacy import user_level
 from strategies.privacy.gaussian import epsilon_for
+from strategies.privacy.joint import Plan, plan
 from strategies.privacy.noise import Noise
 from strategies.tree import State, norm
 from tests.simulations.command import call
 
+CYCLIC = ("sampling=cyclic", "users_per_round=256", "rounds=3")
 AUDITS = ("joint", "example", "cross_user")
 
 
@@ -148,6 +153,7 @@ def test_a_broken_training_fails_the_audit_of_examples(
     scenario: Scenario, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     if fault == "no clip":
+        world = replace(world, dataset=replace(world.dataset, users=dict(list(world.dataset.users.items())[:256])))
         monkeypatch.setattr(Flat, "accumulate_clipped", unclipped)
     else:
         monkeypatch.setattr(Purse, "draw", quieter(1 / 4))
@@ -183,14 +189,40 @@ def test_an_example_that_travels_through_an_unnoised_shared_adapter_fails_the_au
     "settings",
     [
         ("privacy.user.mechanism=adaptive",),
-        ("privacy.user.mechanism=banded", "sampling=cyclic", "users_per_round=256", "rounds=3"),
+        ("privacy.user.mechanism=banded", *CYCLIC),
         ("sampling=poisson", "users_per_round=480", "rounds=3"),
     ],
 )
 def test_every_mechanism_over_sums_is_audited(world: World, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    found = joint.audit(load("audit", ["engine.cache=memory", *settings]), world, tmp_path, 512)
+    found = joint.audit(load("audit", ["engine.cache=memory", *settings]), world, tmp_path, 256)
     assert 1.9 < found.claimed <= 2.0
     assert found.bound <= found.claimed < found.bound_without_noise
+
+
+@pytest.mark.parametrize("settings", [("privacy.user.mechanism=adaptive",), ("privacy.user.mechanism=banded", *CYCLIC)])
+def test_what_is_seen_of_a_user_is_the_coin_and_noise_of_the_planned_size(
+    world: World, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    found = load("audit", ["engine.cache=memory", "privacy.user.clip=0.01", "shared_training.lr=1.0", *settings])
+    found = joint.together(found, len(world.dataset.users), joint.REAL + 400)
+    names = [f"canary {index:06d}" for index in range(400)]
+    there = {name: index % 2 == 0 for index, name in enumerate(names)}
+    with opened(found, world, dict(list(world.dataset.users.items())[: joint.REAL]), tmp_path / "node") as node:
+        spots = dict(zip(names, joint.places(node.split.shared_start(), 400, 0), strict=True))
+        quiet, loud = (joint.attack(joint.Crowd(node, spots, there), tmp_path / str(q), q) for q in (True, False))
+        updates = list(node.train(Task(1, node.split.shared_start(), bound=0.01), node.users()))
+    assert any(abs(float(x.update[place.name].flatten()[place.entry])) > 1e-4 for x in updates for place in spots.values())
+    coin_M = torch.tensor(list(there.values())).double()
+    assert torch.allclose(quiet.seen_TM, coin_M * quiet.effect_TM, atol=2e-3)  # of real users nothing
+    noise_TM = loud.seen_TM - coin_M * loud.effect_TM
+    planned = joint_plan(found).noise
+    assert bool(((noise_TM.std(1) / planned - 1).abs() < 0.12).all())
+    assert float((torch.corrcoef(noise_TM) - torch.eye(len(noise_TM))).abs().max()) < 0.2
+
+
+def joint_plan(scenario: Scenario) -> Plan:
+    """The noise of a run with so many users."""
+    return plan(scenario, cohorts(scenario, joint.REAL + 400))
 
 
 def test_what_cannot_be_audited_is_refused_with_its_reason(scenario: Scenario, world: World, tmp_path: Path) -> None:
