@@ -4,12 +4,14 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from click.exceptions import ClickException
 from rich.console import Console
+from rich.table import Table
 
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
@@ -68,7 +70,7 @@ def resume(folder: FOLDER, overrides: OVERRIDES = None) -> None:
 
 
 @app.command(epilog=usage.examples(
-    "show runs/demo-0a1b2c3d4e5f --rounds --users 20", "show demo rounds=5 > my.yaml"
+    "show runs/demo-0a1b2c3d4e5f --rounds --users 20", "show demo rounds=5 > my.yaml", "show privacy runs/demo-0a1b2c3d4e5f"
 ))  # fmt: skip
 def show(
     what: SCENARIO = "movielens",
@@ -79,8 +81,16 @@ def show(
     """Show a run's result, or a scenario with everything that it leaves unsaid.
 
     SCENARIO is a run's folder, or a name or YAML file of a scenario; KEY=VALUE changes a setting of the latter.
+    'show privacy FOLDER' says in words what a run's ledgers hold; FOLDER may be a ledger's file, too.
     """
     folder = Path(what)
+    if what == "privacy" and not (folders.is_run(folder) and not overrides):
+        from simulations import accounts
+
+        if rounds:
+            raise InputError("show privacy has no --rounds; with --users N it shows so many users")
+        _print(accounts.show(overrides or [], users))
+        return
     if not folder.is_dir() or usage.is_scenario(what):
         usage.refuse_word(what)
         chosen = load(what, overrides or [])
@@ -99,6 +109,30 @@ def show(
         _console().print(tables.users_table(folder, users))
     if not finished:
         _say(f"not finished; go on with: {_again(folder)}")
+
+
+@app.command(epilog=usage.examples(
+    "plan privacy demo privacy=example", "plan privacy movielens privacy=user weights=uniform --users 5000 --examples 100"
+))  # fmt: skip
+def plan(
+    what: Annotated[str, typer.Argument(help="privacy: the noise that a target epsilon asks for.", metavar="privacy")],
+    scenario: SCENARIO = "movielens",
+    overrides: OVERRIDES = None,
+    users: Annotated[int, typer.Option(help="Plan for so many users instead of the data's.", min=0)] = 0,
+    examples: Annotated[int, typer.Option(help="Plan for so many training examples of each.", min=0)] = 0,
+    ledger: Annotated[Path | None, typer.Option(help="Count what this ledger, or run's folder, has spent already.")] = None,
+) -> None:
+    """Say before a run how much noise its privacy takes, how that compares with the signal, and what would have to change.
+
+    With both --users and --examples the data are not read.
+    """
+    from simulations import planning
+
+    usage.refuse_plan(what)
+    if "=" in scenario and not Path(scenario).exists():
+        scenario, overrides = "movielens", [scenario, *(overrides or [])]
+    _quiet()
+    _print(planning.plan(load(scenario, overrides or []), users, examples, ledger))
 
 
 @app.command(epilog=usage.examples("compare runs/demo-0a1b2c3d4e5f runs/demo-5f4e3d2c1b0a"))
@@ -260,6 +294,14 @@ def _console() -> Console:
 def _say(text: str) -> None:
     """Print as it is: no markup, no colours, no line breaks of our own."""
     _console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _print(lines: Iterable[str | Table]) -> None:
+    for line in lines:
+        if isinstance(line, str):
+            _say(line)
+        else:
+            _console().print(line)
 
 
 def _quiet() -> None:

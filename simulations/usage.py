@@ -7,7 +7,7 @@ from click.exceptions import ClickException, NoSuchOption
 from typer.core import TyperGroup
 
 from configs.checks import paths
-from configs.errors import InputError, close, did_you_mean, unknown
+from configs.errors import InputError, close, did_you_mean, nearest, unknown
 from configs.scenario import HERE, Scenario
 from simulations.folders import is_run
 
@@ -51,6 +51,13 @@ def refuse_word(word: str) -> None:
         raise unknown("run or scenario", word, [*runs, *(path.stem for path in HERE.glob("*.yaml"))])
 
 
+def refuse_plan(word: str) -> None:
+    """Raise `InputError` for a word that names no plan."""
+    if word != "privacy":
+        near = did_you_mean([f"plan privacy {word}"]) if is_scenario(word) or "=" in word else nearest(word, ["privacy"])
+        raise InputError(f"there is no plan of '{word}'{near}")
+
+
 def sentence(error: ClickException) -> str:
     """What is wrong with a command's options or arguments, in one sentence that ends in where to read more."""
     context: Any = getattr(error, "ctx", None)
@@ -59,7 +66,7 @@ def sentence(error: ClickException) -> str:
     if isinstance(error, NoSuchOption):
         key = error.option_name.lstrip("-").replace("-", "_")
         known = [path for path in paths(Scenario) if path == key or path.endswith(f".{key}")]
-        if known and command.rpartition(" ")[2] in ("run", "resume", "show"):
+        if known and command.rpartition(" ")[2] in ("run", "resume", "show", "plan"):
             return f"unknown option '{error.option_name}': a setting is written without dashes, {known[0]}=VALUE{more}"
         return f"unknown option '{error.option_name}'{did_you_mean(error.possibilities or [])}{more}"
     said = error.format_message().rstrip(".")

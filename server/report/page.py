@@ -16,7 +16,8 @@ from plotly.offline import get_plotlyjs
 from configs.scenario import to_yaml
 from server.report import controls, plots
 from server.report.files import Run, Users, read, write_text
-from server.report.promise import deployed, promise
+from server.report.privacy import section
+from server.report.promise import accounts, deployed, promise
 from server.report.style import CSS
 from server.report.summary import MAIN, summary_of
 
@@ -42,6 +43,7 @@ def render(run: Run) -> str:
             _controls(run.users, summary),
             *_figures(run),
             _unseen(summary),
+            section(accounts(run.scenario, run.directory), run.scenario),
             _users(run.users),
             f"<details><summary>Scenario</summary><pre>{html.escape(to_yaml(run.scenario))}</pre></details>",
         ]

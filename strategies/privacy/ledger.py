@@ -54,6 +54,21 @@ HISTORY = (
 HISTORIES = """SELECT user, noise, sum(steps), rate, sampling, kind FROM spends
     GROUP BY user, noise, rate, sampling, kind ORDER BY user, noise, rate, sampling, kind"""
 
+BOOKINGS = """SELECT run, count(DISTINCT user), count(DISTINCT round), group_concat(DISTINCT what), min(nth) > 0
+    FROM spends GROUP BY run ORDER BY run"""
+PARTICIPATIONS = "SELECT user, count(*) FROM (SELECT DISTINCT user, run, round FROM spends) GROUP BY user ORDER BY user"
+
+
+@dataclass(frozen=True)
+class Booking:
+    """What one run has booked."""
+
+    run: str
+    users: int
+    rounds: int
+    what: tuple[str, ...]  # the parts, sorted
+    fresh: bool  # all noise was fresh; False: some of it is a function of the seed
+
 
 @dataclass(frozen=True)
 class Spend:
@@ -135,6 +150,19 @@ class Ledger:
         """The runs in which anyone is booked, sorted."""
         with self._reading() as db:
             return [run for (run,) in db.execute("SELECT DISTINCT run FROM spends ORDER BY run")]
+
+    def bookings(self) -> tuple[Booking, ...]:
+        """What each run has booked, by name."""
+        with self._reading() as db:
+            rows = db.execute(BOOKINGS).fetchall()
+        return tuple(
+            Booking(run, users, rounds, tuple(sorted(what.split(","))), bool(fresh)) for run, users, rounds, what, fresh in rows
+        )
+
+    def participations(self) -> dict[str, int]:
+        """In how many rounds each user is booked, over all runs."""
+        with self._reading() as db:
+            return dict(db.execute(PARTICIPATIONS).fetchall())
 
     def users(self) -> list[str]:
         """Who is booked, sorted."""
