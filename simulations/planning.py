@@ -109,7 +109,7 @@ def ranks(scenario: Scenario, base: Base, part: Part, most: float) -> list[str]:
     block = "private" if part.whose == "private" and "private" in schemes.build(scenario.scheme).blocks else "shared"
     config: Adapter = getattr(scenario, block)
     found: dict[int, str] = {}
-    for kind in dict.fromkeys((config.kind, "core" if block == "private" else config.kind)):
+    for kind in dict.fromkeys((config.kind, "core")):
 
         def count(rank: int, kind: str = kind) -> int:
             smaller = replace(config, kind=kind, rank=rank, factors="random")

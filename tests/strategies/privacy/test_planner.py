@@ -24,14 +24,16 @@ from strategies.privacy.remedies import Remedy, least, ratio
 from strategies.tree import State
 
 NUMBERS = {("private", "private"): 256, ("shared", "shared"): 30_000, ("final", "private"): 256, ("joint", "shared"): 30_000}
+FEDERATION = ("rounds=120", "users_per_round=25", "scheme=fedrep", "personalize=15", "private_training.epochs=6",
+              "shared_training.batch=4096", "private_training.batch=4096")  # fmt: skip
 E, U = ("privacy=example",), ("privacy=user", "rounds=12", "users_per_round=10", "sampling=cyclic")
 MECHANISMS = ("gaussian", "adaptive", "banded", "local")
 SHARED: State = {"x.lora_A.weight": torch.zeros(100, 200), "x.lora_B.weight": torch.zeros(100, 100)}
 
 
 def setting(*settings: str, examples: int = 100, units: int = 0, users: int = 200) -> Setting:
-    """The demo's federation."""
-    return Setting(load("demo", settings), users, examples, units or examples, NUMBERS, cohorts)
+    """A federation of full batches, changed."""
+    return Setting(load("movielens", [*FEDERATION, *settings]), users, examples, units or examples, NUMBERS, cohorts)
 
 
 def one(at: Setting, guarantee: Guarantee = "example", name: str = "shared") -> Part:
@@ -155,7 +157,7 @@ def by_hand(at: Setting, guarantee: Guarantee, part: Part, lever: str, after: fl
     less = {key: round(after) for key in NUMBERS} if lever == "numbers" else NUMBERS
     size = {"examples": round(after), "units": round(after)} if lever == "examples" else {}
     told = {"users": f"users_per_round={after:.0f}", "rounds": f"rounds={after:.0f}", "epsilon": f"privacy.{guarantee}.epsilon={after}"}
-    scenario = load("demo", [*SETTINGS[guarantee], *([told[lever]] if lever in told else [])])
+    scenario = load("movielens", [*FEDERATION, *SETTINGS[guarantee], *([told[lever]] if lever in told else [])])
     users = max(200, round(after)) if lever == "users" else 200
     found = one(replace(at, scenario=scenario, users=users, numbers=less, **size), guarantee, part.name)
     return found.run if part.run > 1 else found.mean
