@@ -92,3 +92,17 @@ def test_after_a_past_there_is_more_noise_and_the_whole_stays_in_the_budget(mech
     assert 7.92 < accounting.epsilon([*spent, *(joint.event(second, number) for number in paid)], 1e-5) <= 8.0
     with pytest.raises(accounting.SpentError, match="of epsilon 8 the ledger has spent"):
         joint.plan(asked, cohorts, (Event(0.3),))
+
+
+@pytest.mark.parametrize(("mechanism", "sampling"), [*CASES, ("local", "fixed"), ("local", "poisson")])
+def test_only_coins_that_nobody_sees_amplify_and_only_turns_are_counted(mechanism: str, sampling: str) -> None:
+    plan = joint.plan(scenario(mechanism, sampling), COHORTS[sampling])
+    costs = [joint.event(plan, number) for number in range(1, 13)]
+    if mechanism == "banded":
+        assert [cost.steps for cost in costs] == [1, 0, 0, 0] * 3, "everyone pays where a cycle of turns begins"
+    elif (mechanism, sampling) == ("gaussian", "poisson"):
+        assert costs == [Event(plan.noise, rate=0.25, sampling="poisson")] * 12
+    else:
+        assert costs == [Event(plan.noise)] * 12
+    pays = sampling == "poisson" if mechanism == "gaussian" else mechanism == "banded"
+    assert joint.payers(plan, ["a"], ["a", "b"]) == (["a", "b"] if pays else ["a"])
