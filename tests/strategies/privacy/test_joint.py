@@ -84,6 +84,15 @@ def test_updates_are_clipped_by_the_bound_and_noised_in_its_proportion() -> None
 
 
 @pytest.mark.parametrize(("mechanism", "sampling"), CASES)
+def test_each_round_has_noise_of_its_own(mechanism: str, sampling: str) -> None:
+    found = joint.around(fedavgm(0.0), joint.plan(scenario(mechanism, sampling), COHORTS[sampling]), lambda number: keyed(number))
+    memory, first = found.apply(found.init(SHARED), SHARED, [])
+    _, second = found.apply(memory, first, [])
+    drawn = [torch.cat([(b[n] - a[n]).flatten() for n in SHARED]) for a, b in ((SHARED, first), (first, second))]
+    assert abs(float(torch.corrcoef(torch.stack(drawn))[0, 1])) < 0.9, "banded noise is correlated, and not the same"
+
+
+@pytest.mark.parametrize(("mechanism", "sampling"), CASES)
 def test_after_a_past_there_is_more_noise_and_the_whole_stays_in_the_budget(mechanism: str, sampling: str) -> None:
     asked, cohorts, spent = scenario(mechanism, sampling), COHORTS[sampling], (Event(2.0, 3),)
     first, second = joint.plan(asked, cohorts), joint.plan(asked, cohorts, spent)
