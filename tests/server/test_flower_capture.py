@@ -132,7 +132,7 @@ def pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
 def caught(world: str, tmp_path_factory: pytest.TempPathFactory) -> Caught:
     """One run over a SuperLink and a SuperNode, with the tap between them."""
     folder = tmp_path_factory.mktemp("caught")
-    overrides = f"{world} privacy=example shared_training.batch=99 private_training.batch=99 data.unseen_users=0"
+    overrides = f"{world} privacy=example shared_training.batch=99 private_training.batch=99"
     scenario = scenario_of(overrides)
     start = split(scenario, bases.load(scenario.model, "cpu")).shared_start()
     write_state(folder / "start.safetensors", start)
