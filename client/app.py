@@ -34,7 +34,7 @@ from client.outgoing import Door
 from client.private import PrivateStore, folder_name
 from client.purse import Purse
 from configs.errors import InputError, nearest
-from configs.scenario import Scenario, label
+from configs.scenario import Scenario, scenario_hash
 from strategies.admission import refusal
 from strategies.base import Release
 from strategies.files import home
@@ -159,7 +159,7 @@ def purse(node: Node, run: str, played: bool) -> Iterator[Purse | None]:
     folder = home() if for_life else node.store.folder
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder / LEDGER) as ledger:
-        yield Purse(scenario, ledger, label(scenario) if played else run, keyed=played)
+        yield Purse(scenario, ledger, scenario_hash(scenario) if played else run, keyed=played)
 
 
 def simulated(node_config: Mapping[str, Any]) -> bool:

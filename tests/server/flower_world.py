@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import app
 from client.node import Node, open_node
 from client.purse import Purse
-from configs.scenario import Scenario, label, load
+from configs.scenario import Scenario, load, scenario_hash
 from server import aggregation, rounds
 from server.checkpoint import Checkpoint
 from simulations.fused import FusedRuntime
@@ -110,7 +110,7 @@ def fused(scenario: Scenario, folder: Path) -> tuple[Checkpoint, Node]:
     node = open_node(scenario, folder / "private")
     if scenario.privacy.of_examples:
         folder.mkdir(parents=True)
-        node.purse = Purse(scenario, Ledger(folder / LEDGER), label(scenario))
+        node.purse = Purse(scenario, Ledger(folder / LEDGER), scenario_hash(scenario))
     shared = node.split.shared_start()
     return rounds.run(scenario, FusedRuntime(node), aggregation.build(scenario), shared, folder, lambda _row: None), node
 
