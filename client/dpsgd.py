@@ -53,7 +53,7 @@ def add_noise(flat: Flat, cohort: Sequence[Learner], batch: int, guard: Guard, e
     for gradient, x in zip(flat.grad_KP, cohort, strict=False):
         if x.noise:
             noise = guard.draw(*x.key, epoch, step, "noise")(gradient.shape)
-            gradient += x.noise * guard.clip * noise.to(gradient)
+            gradient.add_(noise.to(gradient), alpha=x.noise * guard.clip)
         gradient /= min(batch, len(x.train))
 
 

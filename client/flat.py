@@ -53,19 +53,28 @@ class Flat:
 
         A unit whose gradient is not finite adds nothing.
         """
-        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        parts = [slope.flatten(2) for slope in slopes]
-        norm_Ku = torch.stack([torch.linalg.vector_norm(p, dim=2, dtype=torch.float32) for p in parts]).norm(dim=0)
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        found = {n: _dense(slope.float()) for n, slope in zip(leaves, slopes, strict=True) if slope is not None}
+        norm_Ku = torch.stack([torch.linalg.vector_norm(part, dim=2) for part, _ in found.values()]).norm(dim=0)
         scale_Ku = (clip * ROUNDING / norm_Ku.clamp(min=1e-12)).clamp(max=1.0)
         if not bool(norm_Ku.isfinite().all()):
             sane_Ku1 = norm_Ku.isfinite().unsqueeze(2)
-            scale_Ku, parts = scale_Ku.nan_to_num(0.0), [p.where(sane_Ku1, 0.0) for p in parts]
-        for part, view in zip(parts, self.views(self.grad_KP[: len(scale_Ku)]).values(), strict=True):
-            view += torch.bmm(scale_Ku.unsqueeze(1), part.float()).view_as(view)
+            scale_Ku = scale_Ku.nan_to_num(0.0)
+            found = {n: (part.where(sane_Ku1, 0.0), turned) for n, (part, turned) in found.items()}
+        views = self.views(self.grad_KP[: len(scale_Ku)])
+        for name, (part, turned) in found.items():
+            view = views[name].mT if turned else views[name]
+            view += torch.bmm(scale_Ku.unsqueeze(1), part).view(view.shape)
 
     def state(self) -> State:
         """A copy, stacked by user."""
         return {name: value.clone() for name, value in self.views(self.theta_KP).items()}
+
+
+def _dense(slope: Tensor) -> tuple[Tensor, bool]:
+    """[K, u, ...] as [K, u, numbers] without copying, and whether the last two axes lie the other way round."""
+    turned = slope.dim() > 3 and slope.stride(-1) > slope.stride(-2)
+    return (slope.mT if turned else slope).flatten(2), turned
 
 
 class RowOptimizer:

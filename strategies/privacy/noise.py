@@ -31,7 +31,7 @@ CHUNK = 1 << 20  # numbers drawn at a time: 32 bytes of entropy each
 def keyed(*key: object) -> Noise:
     """Noise that depends on the key and on how much was drawn before, and on nothing else."""
     source = generator(*key)
-    return lambda shape: torch.randn(shape, generator=source, dtype=torch.float64)
+    return lambda shape: torch.randn(shape, generator=source).double()
 
 
 def entropic() -> Noise:
