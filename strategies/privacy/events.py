@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, order=True)
@@ -27,8 +27,8 @@ class Event:
 
 def merged(events: Iterable[Event]) -> tuple[Event, ...]:
     """The same history with the steps of equal mechanisms added up, sorted: composition does not depend on order."""
-    steps: Counter[Event] = Counter()
+    steps: Counter[tuple[Any, ...]] = Counter()
     for event in events:
         if event.steps:
-            steps[replace(event, steps=1)] += event.steps
-    return tuple(sorted(replace(event, steps=count) for event, count in steps.items()))
+            steps[event.noise, event.rate, event.sampling, event.kind] += event.steps
+    return tuple(sorted(Event(noise, count, *rest) for (noise, *rest), count in steps.items()))

@@ -22,7 +22,7 @@ from tempfile import mkstemp
 from typing import Self
 
 from configs.errors import InputError
-from strategies.privacy.accounting import epsilons
+from strategies.privacy.bounds import within
 from strategies.privacy.events import Event, merged
 
 LEDGER = "ledger.sqlite"  # what the file of guarantee E is called, in whatever folder
@@ -126,7 +126,7 @@ class Ledger:
             fresh = {user: _fresh(db, theirs) for user, theirs in asked.items()}
             paying = [user for user, costs in fresh.items() if costs]
             after = [merged((*_history(db, user), *(s.event for s in fresh[user]))) for user in paying]
-            refused = {user for user, value in zip(paying, epsilons(after, delta, accountant), strict=True) if not value <= epsilon}
+            refused = {user for user, fits in zip(paying, within(after, epsilon, delta, accountant), strict=True) if not fits}
             _book(db, [spend for user, costs in fresh.items() if user not in refused for spend in costs])
         return frozenset(asked.keys() - refused)
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import InputError
-from strategies.privacy import ledger as module
+from strategies.privacy import bounds
 from strategies.privacy.accounting import affordable, epsilons
 from strategies.privacy.events import Event, merged
 from strategies.privacy.ledger import HISTORIES, HISTORY, Ledger, Spend
@@ -210,7 +210,7 @@ def test_a_user_is_booked_within_the_budget_of_all_runs_wholly_or_not_at_all(boo
 
 
 def test_a_repeated_keyed_release_is_free_at_the_end_of_a_budget(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "epsilons", lambda histories, *_: [float(sum(e.steps for e in h)) for h in histories])
+    monkeypatch.setattr(bounds, "epsilons", lambda histories, *_: [float(sum(e.steps for e in h)) for h in histories])
     assert book.spend_within([SPEND, SPEND], 1.0, 1e-5) == {"ann"}
     assert book.spend_within([SPEND], 1.0, 1e-5) == {"ann"}
     assert book.spend_within([SPEND], 0.5, 1e-5) == {"ann"}
@@ -224,7 +224,7 @@ def test_no_epsilon_is_no_permission_and_the_accountant_is_the_one_asked_for(
     book: Ledger, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     asked = []
-    monkeypatch.setattr(module, "epsilons", lambda *given: asked.append(given) or [value])
+    monkeypatch.setattr(bounds, "epsilons", lambda *given: asked.append(given) or [value])
     assert book.spend_within([FRESH], 9.0, 1e-6, "prv") == frozenset()
     assert asked == [([(STEP,)], 1e-6, "prv")]
     assert book.histories() == {}
