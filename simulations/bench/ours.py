@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from client.base import Base
+from client.dpsgd import Guard
 from client.tower import Tower
 from client.train import Learner, Trainer
 from configs.scenario import Local
@@ -27,10 +28,11 @@ class Fused:
         """Take the adapters off the model."""
         self.tower.close()
 
-    def visit(self, starts: Sequence[State], ids_UNT: Tensor, local: Local) -> Result:
-        """Train every user from their own start; adapters go in and come out by name."""
+    def visit(self, starts: Sequence[State], ids_UNT: Tensor, local: Local, guard: Guard | None = None, noise: float = 0.0) -> Result:
+        """Train every user from their own start, with a ``guard`` by DP-SGD; adapters go in and come out by name."""
         learners = [
-            Learner(s, encoded(ids), (), (0, 1, str(k), "shared")) for k, (s, ids) in enumerate(zip(starts, ids_UNT, strict=True))
+            Learner(s, encoded(ids), (), (0, 1, str(k), "shared"), noise)
+            for k, (s, ids) in enumerate(zip(starts, ids_UNT, strict=True))
         ]
-        states, work = self.trainer.train(learners, lambda _name: True, local)
+        states, work = self.trainer.train(learners, lambda _name: True, local, guard)
         return Result(states, work.loss / work.examples)

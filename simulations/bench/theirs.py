@@ -63,7 +63,7 @@ class Lean:
 
     def __init__(self, model: torch.nn.Module, size: Size) -> None:
         self.model = wrapped(model, size)
-        self.named = _trained(self.model, size.blocks)
+        self.named = trained(self.model, size.blocks)
         self.parameters = list(self.named.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=0.0, fused=True)
 
@@ -92,7 +92,7 @@ class Pooled:
 
     def __init__(self, model: torch.nn.Module, size: Size) -> None:
         self.model = wrapped(model, size)
-        self.named = _trained(self.model, size.blocks)
+        self.named = trained(self.model, size.blocks)
 
     @torch.no_grad()
     def load(self, start: State) -> None:
@@ -111,7 +111,7 @@ class Pooled:
         return Result([{name: value.detach().clone() for name, value in self.named.items()}], sum(losses) / steps)
 
 
-def _trained(model: PeftModel, blocks: Sequence[str]) -> State:
+def trained(model: PeftModel, blocks: Sequence[str]) -> State:
     """The trained parameters under our names, "block/PEFT name"."""
     found: State = {}
     for name, value in model.named_parameters():

@@ -1,6 +1,6 @@
 """The small random world of a benchmark: a Llama nobody trained, users with random tokens, their own adapters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from strategies.tree import State, generator
 
 RANK, ALPHA, LR = 8, 16.0, 1e-3
 ADAPTER = Adapter(kind="lora", rank=RANK, alpha=ALPHA, targets=("all-linear",), layers=0)
+KINDS = {
+    "lora": ADAPTER,
+    "core": replace(ADAPTER, kind="core", rank=2 * RANK, factors="random"),
+    "mixed": replace(ADAPTER, kind="mixed", rank=2 * RANK, factors="random"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Size:
     examples: int  # of each user, in one batch
     tokens: int  # of each example
     blocks: tuple[str, ...] = ("shared", "private")  # adapters, all of them trained
+    kind: str = "lora"  # of every adapter: one of KINDS
 
     @property
     def tokens_per_pass(self) -> int:
@@ -73,8 +79,8 @@ def encoded(ids_NT: Tensor) -> tuple[Encoded, ...]:
 
 
 def layouts(size: Size, base: Base) -> tuple[Layout, ...]:
-    """The adapters of a size: LoRA on every linear layer."""
-    return tuple(layout(block, ADAPTER, base, 0) for block in size.blocks)
+    """The adapters of a size, on every linear layer."""
+    return tuple(layout(block, KINDS[size.kind], base, 0) for block in size.blocks)
 
 
 def starts(size: Size, found: tuple[Layout, ...]) -> list[State]:
@@ -90,4 +96,4 @@ def local(size: Size, optimizer: str = "adamw", steps: int = 1) -> Local:
 
 
 def _stirred(value: Tensor, noise: torch.Generator) -> Tensor:
-    return value + 0.02 * torch.randn(value.shape, generator=noise)
+    return value + 0.02 * torch.randn(value.shape, generator=noise).to(value)

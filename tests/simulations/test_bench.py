@@ -45,7 +45,7 @@ def test_the_command_writes_every_quick_figure_with_its_unit(tmp_path: Path) -> 
     for name, figure in figures.items():
         assert set(figure) == {"ours", "theirs", "ratio", "unit"}
         assert figure["ours"] > 0 and figure["theirs"] > 0
-        by = figure["theirs"] / figure["ours"] if " per user" in figure["unit"] else figure["ours"] / figure["theirs"]
+        by = figure["theirs"] / figure["ours"] if "tokens per" not in figure["unit"] else figure["ours"] / figure["theirs"]
         assert figure["ratio"] == pytest.approx(by)
         assert name in done.stdout
 
