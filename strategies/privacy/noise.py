@@ -5,7 +5,8 @@
 | ``entropic`` | the operating system's entropy; nobody can draw the same again | a deployment |
 | ``keyed`` | a generator seeded by a key | a simulation, which must give the same numbers twice |
 
-A keyed draw protects nobody from those who know the key: they draw the same noise and subtract it.
+A keyed draw protects nobody from those who know the key: they draw the same noise and subtract it. So its numbers have float32's 24
+bits, which takes a fifth of the time, and none is beyond 5.8.
 
 ``entropic`` follows Holohan & Braghin, "Secure Random Sampling in Differential Privacy", ESORICS 2021, arXiv 2107.10138, section 5: a
 floating-point number made from one draw can give away what was added to it, since not every sum can come about. Each number is the sum
