@@ -61,9 +61,9 @@ def headline(summary: dict[str, Any], per: str) -> str:
 
     It claims a difference only where the 95% interval leaves zero out.
     """
-    if not summary["rows"]:
-        return "No scores left the nodes: this run does not say who is helped."
     gain = summary["gains"].get("shared")
+    if gain is None and not summary.get("rows", True):
+        return "No scores left the nodes: this run does not say who is helped."
     if gain is None:
         return f"This run does not compare {controls.words(MAIN)} with shared."
     return f"On top of the shared adapter, a private one {_verdict(gain, per)}."
