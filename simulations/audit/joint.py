@@ -103,6 +103,8 @@ def audit(scenario: Scenario, world: World, folder: Path, canaries: int) -> Resu
     level = scenario.privacy.user
     if level.mechanism == "local":
         raise InputError("privacy.user.mechanism is 'local', which noises no sum to audit; use gaussian, adaptive or banded")
+    if scenario.privacy.secure:
+        raise InputError("privacy.secure is on, and the audit sends its canaries without masks; set privacy.secure=false for it")
     users = dict(list(world.dataset.users.items())[:REAL])
     scenario = together(scenario, len(world.dataset.users), len(users) + canaries)
     coin_M = coins(canaries, scenario.seed, "joint")

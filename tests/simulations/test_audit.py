@@ -234,6 +234,8 @@ def test_what_cannot_be_audited_is_refused_with_its_reason(scenario: Scenario, w
     local = replace(scenario, privacy=replace(scenario.privacy, user=replace(scenario.privacy.user, mechanism="local")))
     with pytest.raises(InputError, match=r"privacy\.user\.mechanism is 'local'"):
         joint.audit(local, world, tmp_path, 512)
+    with pytest.raises(InputError, match=r"privacy\.secure is on"):
+        joint.audit(replace(scenario, privacy=replace(scenario.privacy, secure=True)), world, tmp_path, 512)
 
 
 def test_an_audit_that_fails_ends_the_command_with_a_sentence_and_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
