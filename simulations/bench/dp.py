@@ -6,6 +6,7 @@ On the device that a scenario's ``engine.device: auto`` finds.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -33,9 +34,14 @@ def steps(name: str, size: Size, repetitions: int) -> dict[str, Figure]:
     return {key: _step(chosen, repetitions) for key, chosen in kinds.items()}
 
 
+def _on(device: torch.device, model: Any) -> Any:
+    """The model, on a device: transformers types ``to`` as if it took a model."""
+    return model.to(device)
+
+
 def _step(size: Size, repetitions: int) -> Figure:
     device, ids = resolve_device(Engine().device), random_ids(size)
-    fused = Fused(random_model(size).to(device), size)
+    fused = Fused(_on(device, random_model(size)), size)
     begin, settings = starts(size, fused.layouts), local(size, steps=STEPS)
     try:
         same_sums(fused, size)
@@ -59,7 +65,7 @@ def opacus(name: str, size: Size, repetitions: int) -> dict[str, Figure]:
     from simulations.bench.dp_theirs import Opacus  # it takes seconds to load, and nothing else here needs it
 
     device, ids = resolve_device(Engine().device), random_ids(size)
-    model = random_model(size).to(device)
+    model = _on(device, random_model(size))
     theirs = {side: Opacus(model, size, CLIP, side == "ghost") for side in ("hooks", "ghost")}
     fused = Fused(model, size)
     begin, settings, sgd, guard = starts(size, fused.layouts), local(size, steps=STEPS), local(size, "sgd"), Guard(CLIP, keyed)

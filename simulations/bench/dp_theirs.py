@@ -29,7 +29,8 @@ class Opacus:
         stock, self.clip, self.ghost = wrapped(model, size), clip, ghost
         self.named = trained(stock, size.blocks)
         self.parameters = list(self.named.values())
-        self.model: Any = GradSampleModuleFastGradientClipping(stock, max_grad_norm=clip) if ghost else GradSampleModule(stock)
+        bound: Any = clip  # annotated as an int, and used as any number
+        self.model: Any = GradSampleModuleFastGradientClipping(stock, max_grad_norm=bound) if ghost else GradSampleModule(stock)
         self.kind = DPOptimizerFastGradientClipping if ghost else DPOptimizer
 
     def visit(self, starts: Sequence[State], ids_UNT: Tensor, local: Local, noise: float) -> Result:
