@@ -57,8 +57,9 @@ lint: env
 types: env
 	$(PY) -m pyright
 
+# Two processes; a file's tests stay together, as they share what they have made.
 unit: env
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

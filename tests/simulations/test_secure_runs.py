@@ -17,7 +17,7 @@ def test_under_guarantee_u_a_secure_run_spends_its_budget_and_says_whom_it_trust
     said = call("run", "movielens", *settings, "--out", tmp_path / "run")
     assert said.code == 0, said
     assert 1.0 < json.loads((tmp_path / "run" / "summary.json").read_text())["epsilon"]["user"] <= 3.0
-    assert "only trusted to follow the protocol" in (tmp_path / "run" / "report.html").read_text()
+    assert "the server included while it follows the protocol" in (tmp_path / "run" / "report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert all(row["releases"] == row["users"] and row["tokens"] == 0 for row in rows), "a sum holds no counts"
     with Ledger(tmp_path / "run" / "joint.sqlite") as ledger:

@@ -42,7 +42,7 @@ def test_a_run_spends_its_budget_and_no_more_and_says_so(guarded: tuple[Path, Sa
     assert 1.0 < found["user"] <= 3.0  # less than all of it where nobody happens to take part as often as they might
     body = (folder / "report.html").read_text()
     assert "Privacy, user level" in body
-    assert ("nobody has to be trusted" in body) == ("privacy.user.mechanism=local" in words)
+    assert ("whole data of any one user, whoever looks, but for the server" in body) != ("privacy.user.mechanism=local" in words)
 
 
 def test_a_run_that_is_repeated_is_the_same_and_costs_nothing_more(guarded: tuple[Path, Said, tuple[str, ...]], tmp_path: Path) -> None:
