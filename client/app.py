@@ -155,7 +155,7 @@ def purse(node: Node, run: str, played: bool) -> Iterator[Purse | None]:
     if not scenario.privacy.of_examples:
         yield None
         return
-    for_life = not played and scenario.privacy.guarantee not in outgoing.FREE
+    for_life = not played and scenario.privacy.promises
     folder = home() if for_life else node.store.folder
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder / LEDGER) as ledger:

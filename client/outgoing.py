@@ -28,7 +28,6 @@ from strategies.base import Release
 from strategies.tree import State
 
 BESIDE = ("counters", "scores")  # what `privacy.waive` may name
-FREE = ("off", "unclaimed")  # what promises nothing
 log = logging.getLogger("flwr.homing")
 
 
@@ -69,7 +68,7 @@ class Door:
 
 def door(scenario: Scenario, simulated: bool) -> Door:
     """The door of a node in a run of this scenario."""
-    if simulated or scenario.privacy.guarantee in FREE:
+    if simulated or not scenario.privacy.promises:
         return Door(BESIDE, True)
     return Door(scenario.privacy.waive)
 
@@ -82,7 +81,7 @@ def agree(scenario: Scenario, node_config: Mapping[str, Any]) -> None:
     if "epsilon" not in node_config:
         return
     privacy, most = scenario.privacy, [_positive(name, node_config.get(name, 1e-5)) for name in ("epsilon", "delta")]
-    if privacy.guarantee not in ("example", "both"):
+    if not privacy.promises_examples:
         raise InputError(
             f"privacy.guarantee must be 'example' on this node, whose config has epsilon={most[0]:g}, not '{privacy.guarantee}'"
         )

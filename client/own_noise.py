@@ -15,7 +15,7 @@ from strategies.privacy import joint, local
 from strategies.privacy.accounting import SpentError
 from strategies.privacy.joint import Cohorts, Plan
 from strategies.privacy.ledger import Ledger, Spend
-from strategies.privacy.noise import entropic, keyed
+from strategies.privacy.noise import source
 from strategies.privacy.user_level import bounded
 
 
@@ -61,7 +61,7 @@ class OwnNoise:
         """A user's release with the user's own noise."""
         if not release.update:
             return release
-        noise = keyed(self.scenario.seed, task.round, user, joint.WHAT) if self.keyed else entropic()
+        noise = source(self.keyed, self.scenario.seed, task.round, user, joint.WHAT)
         plan = self.plan(user, task.participations)
         if plan is None:
             raise RuntimeError("a user without a budget has nothing to release")

@@ -10,7 +10,7 @@ from strategies.privacy import budget
 from strategies.privacy.accounting import SpentError
 from strategies.privacy.events import Event
 from strategies.privacy.ledger import Ledger, Spend
-from strategies.privacy.noise import Noise, entropic, keyed
+from strategies.privacy.noise import Noise, source
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Purse:
 
     def draw(self, *key: object) -> Noise:
         """The source of one draw."""
-        return keyed(*key) if self.keyed else entropic()
+        return source(self.keyed, *key)
 
     def guard(self, phase: Phase) -> Guard:
         """How a phase is guarded."""

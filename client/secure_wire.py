@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client import wire
 from client.secure import Call
-from client.wire import Order, WireError, _expect, _record, _said
+from client.wire import Order, WireError, expect, fields_of, record_of
 
 ACTION = "secure"  # of Flower's messages: "train.secure" begins a sum, "query.secure" goes on with it
 SUM = {"session": str, "users": int, "nodes": int, "noise": float, "me": str}
@@ -35,14 +35,16 @@ class Step(typing.NamedTuple):
 
 def encode_begin(order: Order, shared: ArrayRecord, call: Call, me: str) -> RecordDict:
     """Write an order whose answer begins a sum."""
-    said = {"session": call.session, "users": call.users, "nodes": call.nodes, "noise": float(call.noise), "me": me}
-    return RecordDict({**wire.encode_order(order, shared), "sum": ConfigRecord(said)})  # type: ignore[arg-type]
+    said = ConfigRecord({
+        "session": call.session, "users": call.users, "nodes": call.nodes, "noise": float(call.noise), "me": me,
+    })  # fmt: skip
+    return RecordDict({**wire.encode_order(order, shared), "sum": said})
 
 
 def decode_begin(content: RecordDict) -> tuple[Order, Call, str]:
     """Read an order, the sum's call, and what the node is called in it."""
-    _expect(content, {"order", "shared", "sum"})
-    said = _said(content, "sum", SUM)
+    expect(content, {"order", "shared", "sum"})
+    said = fields_of(content, "sum", SUM)
     order = wire.decode_order(RecordDict({name: content[name] for name in ("order", "shared")}))
     return order, Call(said["session"], said["users"], said["nodes"], said["noise"]), said["me"]
 
@@ -54,8 +56,8 @@ def encode_step(step: Step) -> RecordDict:
 
 def decode_step(content: RecordDict) -> Step:
     """Read a step."""
-    _expect(content, {"step", "masking"})
-    said = _said(content, "step", STEP)
+    expect(content, {"step", "masking"})
+    said = fields_of(content, "step", STEP)
     return Step(said["step"], said["run"], said["me"], _bytes(content))
 
 
@@ -66,13 +68,13 @@ def encode_answer(message: bytes) -> RecordDict:
 
 def decode_answer(content: RecordDict) -> bytes:
     """Read a message of the protocol. Raises `WireError` for anything else."""
-    _expect(content, {"masking"})
+    expect(content, {"masking"})
     return _bytes(content)
 
 
 def _bytes(content: RecordDict) -> bytes:
-    found = _record(content, "masking", ArrayRecord)
-    _expect(found, {"message"})
+    found = record_of(content, "masking", ArrayRecord)
+    expect(found, {"message"})
     try:
         array = found["message"].numpy()
     except Exception as error:  # whatever bytes somebody calls an array

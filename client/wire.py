@@ -90,10 +90,10 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
 
 def decode_order(content: RecordDict) -> Order:
     """Read an order."""
-    _expect(content, {"order", "shared"})
-    said = _said(content, "order", ORDER)
+    expect(content, {"order", "shared"})
+    said = fields_of(content, "order", ORDER)
     epochs = None if said["epochs"] < 0 else said["epochs"]
-    shared = _state(_record(content, "shared", ArrayRecord))
+    shared = _state(record_of(content, "shared", ArrayRecord))
     task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"])
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
 
@@ -101,14 +101,19 @@ def decode_order(content: RecordDict) -> Order:
 # ---------------------------------------------------------------------- to the server
 def encode_kept(kept: Kept) -> RecordDict:
     """Write which users a node keeps."""
-    said = {"users": list(kept.users), "partitions": kept.partitions, "simulated": kept.simulated, "lets": list(kept.lets)}
-    return RecordDict({"kept": ConfigRecord(said)})  # type: ignore[arg-type]
+    said = ConfigRecord({
+        "users": list(kept.users),
+        "partitions": kept.partitions,
+        "simulated": kept.simulated,
+        "lets": list(kept.lets),
+    })  # fmt: skip
+    return RecordDict({"kept": said})
 
 
 def decode_kept(content: RecordDict) -> Kept:
     """Read which users a node keeps."""
-    _expect(content, {"kept"})
-    said = _said(content, "kept", KEPT)
+    expect(content, {"kept"})
+    said = fields_of(content, "kept", KEPT)
     return Kept(tuple(said["users"]), said["partitions"], said["simulated"], tuple(said["lets"]))
 
 
@@ -130,7 +135,7 @@ def encode_releases(releases: Iterable[Release], shared: Container[str]) -> Reco
 def decode_releases(content: RecordDict) -> list[Release]:
     """Read releases. Raises `WireError` for anything that does not belong into one, numbers that are none included."""
     count = len(content) // 2
-    _expect(content, {f"{kind}.{i}" for kind in ("update", "release") for i in range(count)})
+    expect(content, {f"{kind}.{i}" for kind in ("update", "release") for i in range(count)})
     return [_release(content, index) for index in range(count)]
 
 
@@ -150,12 +155,12 @@ def encode_rows(rows: Iterable[dict[str, Any]]) -> RecordDict:
 def decode_rows(content: RecordDict) -> list[dict[str, Any]]:
     """Read the rows of an evaluation."""
     count = len(content) // 2
-    _expect(content, {f"{kind}.{i}" for kind in ("who", "scores") for i in range(count)})
+    expect(content, {f"{kind}.{i}" for kind in ("who", "scores") for i in range(count)})
     return [row for index in range(count) for row in _table(content, index)]
 
 
 def _release(content: RecordDict, index: int) -> Release:
-    numbers: Any = dict(_record(content, f"release.{index}", MetricRecord))
+    numbers: Any = dict(record_of(content, f"release.{index}", MetricRecord))
     if not {"weight", "users"} <= numbers.keys() <= {"weight", "users", *METRICS}:
         raise WireError(f"a release says {sorted(numbers)}")
     if any(isinstance(v, list) or not math.isfinite(v) for v in numbers.values()):
@@ -163,12 +168,12 @@ def _release(content: RecordDict, index: int) -> Release:
     users, weight = numbers.pop("users"), numbers.pop("weight")
     if not isinstance(users, int) or users < 1:
         raise WireError(f"a release of {users} users")
-    return Release(_state(_record(content, f"update.{index}", ArrayRecord)), float(weight), users, numbers)
+    return Release(_state(record_of(content, f"update.{index}", ArrayRecord)), float(weight), users, numbers)
 
 
 def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
-    who = _said(content, f"who.{index}", {name: list[kind] for name, kind in WHO.items()})
-    scores: Any = _record(content, f"scores.{index}", MetricRecord)
+    who = fields_of(content, f"who.{index}", {name: list[kind] for name, kind in WHO.items()})
+    scores: Any = record_of(content, f"scores.{index}", MetricRecord)
     height = len(who["user"])
     if not all(isinstance(v, list) and len(v) == height for v in (*who.values(), *scores.values())):
         raise WireError("the columns of an evaluation have different lengths")
@@ -188,9 +193,9 @@ def _state(record: ArrayRecord) -> State:
     return state
 
 
-def _said(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    said: Any = _record(content, name, ConfigRecord)
-    _expect(said, fields)
+def fields_of(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    said: Any = record_of(content, name, ConfigRecord)
+    expect(said, fields)
     for key, kind in fields.items():
         value, of = said[key], typing.get_args(kind)
         if type(value) is not (list if of else kind) or any(type(item) is not of[0] for item in (value if of else ())):
@@ -198,13 +203,13 @@ def _said(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str
     return dict(said)
 
 
-def _record(content: RecordDict, name: str, kind: Callable[..., Any]) -> Any:
+def record_of(content: RecordDict, name: str, kind: Callable[..., Any]) -> Any:
     found = content[name]
     if type(found) is not kind:
         raise WireError(f"'{name}' is a {type(found).__name__}")
     return found
 
 
-def _expect(found: Mapping[str, Any], names: Iterable[str]) -> None:
+def expect(found: Mapping[str, Any], names: Iterable[str]) -> None:
     if (said := set(found)) != set(names):
         raise WireError(f"a message holds {sorted(said)}, not {sorted(names)}")

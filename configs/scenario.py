@@ -217,6 +217,16 @@ class Privacy:
         return self.guarantee in ("example", "both", "unclaimed")
 
     @property
+    def promises(self) -> bool:
+        """Whether any guarantee is claimed."""
+        return self.guarantee not in ("off", "unclaimed")
+
+    @property
+    def promises_examples(self) -> bool:
+        """Whether guarantee E is claimed."""
+        return self.guarantee in ("example", "both")
+
+    @property
     def of_users(self) -> bool:
         """Whether what is released is guarded user by user."""
         return self.guarantee in ("user", "both")

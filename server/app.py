@@ -60,7 +60,7 @@ def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
     clock["nodes"] = time.perf_counter()
     runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), nodes)
     log.info("%s: %d users on %d nodes; %s", scenario.name, len(runtime.users()), len(runtime.homes()), folder)
-    if note(folder, runtime) and scenario.privacy.guarantee not in ("off", "unclaimed"):
+    if note(folder, runtime) and scenario.privacy.promises:
         log.warning("the noise of a node comes from the seed: this run is a simulation and protects nobody")
     clock["rounds"] = time.perf_counter()
     nodes_or_sums = SecureGridRuntime(runtime, scenario) if scenario.privacy.secure else runtime

@@ -10,7 +10,7 @@ from strategies.base import Aggregator
 from strategies.privacy import joint
 from strategies.privacy.joint import Cohorts, Plan
 from strategies.privacy.ledger import Ledger, Spend
-from strategies.privacy.noise import Noise, entropic, keyed
+from strategies.privacy.noise import Noise, source
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Joint:
 
     def draw(self, number: int) -> Noise:
         """The noise of a round."""
-        return keyed(self.plan.scenario.seed, number, joint.WHAT) if self.keyed else entropic()
+        return source(self.keyed, self.plan.scenario.seed, number, joint.WHAT)
 
     def sample(self, users: Sequence[str], number: int) -> list[str]:
         """The users of a round whose budgets allow it, which is then booked."""

@@ -53,10 +53,9 @@ def run(
     SCENARIO is a name that 'list' shows, a YAML file, or an earlier run's folder; KEY=VALUE changes a setting of it.
     A run that was stopped goes on where it was: give the same command again.
     """
-    if "=" in scenario and not Path(scenario).exists():
-        scenario, overrides = "movielens", [scenario, *(overrides or [])]
+    scenario, overrides = _or_default(scenario, overrides, "movielens")
     earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
-    chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides or [])
+    chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides)
     _run(chosen, out or earlier or Path("runs") / label(chosen))
 
 
@@ -129,10 +128,9 @@ def plan(
     from simulations import planning
 
     usage.refuse_plan(what)
-    if "=" in scenario and not Path(scenario).exists():
-        scenario, overrides = "movielens", [scenario, *(overrides or [])]
+    scenario, overrides = _or_default(scenario, overrides, "movielens")
     _quiet()
-    _print(planning.plan(load(scenario, overrides or []), users, examples, ledger))
+    _print(planning.plan(load(scenario, overrides), users, examples, ledger))
 
 
 @app.command(epilog=usage.examples("compare runs/demo-0a1b2c3d4e5f runs/demo-5f4e3d2c1b0a"))
@@ -241,16 +239,21 @@ def audit(
     """
     from simulations.audit import suite
 
-    if "=" in scenario and not Path(scenario).exists():
-        scenario, overrides = "audit", [scenario, *(overrides or [])]
+    scenario, overrides = _or_default(scenario, overrides, "audit")
     _quiet()
-    found = suite.run(load(scenario, overrides or []), quick, lambda so_far: suite.write(so_far, out))
+    found = suite.run(load(scenario, overrides), quick, lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found, quick))
     for sentence in (failed := list(suite.failures(found))):
         _say(f"failed: {sentence}")
     _say(f"figures: {out}")
     if failed:
         raise typer.Exit(1)
+
+
+def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:
+    """The scenario and its settings, where the first word may be a setting already."""
+    named = "=" not in scenario or Path(scenario).exists()
+    return (scenario, overrides or []) if named else (default, [scenario, *(overrides or [])])
 
 
 def _run(scenario: Scenario, folder: Path) -> None:

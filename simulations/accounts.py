@@ -8,12 +8,10 @@ from rich.table import Table
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario, load
 from server.report import privacy
-from server.report.promise import JOINT, LEDGER, Account, account, accounts, promise
+from server.report.promise import FILES, JOINT, Account, account, accounts, promise
 from simulations import folders
 from strategies.privacy.joint import WHAT
 from strategies.privacy.ledger import Ledger
-
-FILES = {"example": LEDGER, "user": JOINT}
 
 
 def show(words: Sequence[str], users: int = 0) -> Iterator[str | Table]:
@@ -21,7 +19,7 @@ def show(words: Sequence[str], users: int = 0) -> Iterator[str | Table]:
     place, overrides = place_of(words)
     scenario, found = read(place, overrides)
     if scenario and not found:
-        yield promise(scenario, {}) if scenario.privacy.guarantee in ("off", "unclaimed") else _unbooked(place)
+        yield _unbooked(place) if scenario.privacy.promises else promise(scenario, {})
     if len(found) > 1:
         yield privacy.TWO
     for one in found:

@@ -7,6 +7,8 @@ from configs.scenario import Scenario
 from strategies.privacy.rules import covers_private
 
 SIMULATED = "Simulated: the noise comes from the seed."
+EVERYONE = "whoever looks, the server included"
+AT_HOME = "nobody: the user's own node adds the noise before anything leaves it"
 ONE_SIDED = "with nothing in its place (zero-out)"
 
 
@@ -49,33 +51,40 @@ def _of_examples(scenario: Scenario | None) -> Words:
         holds if scenario else "what is booked here, of a user,",
         "any one training example of that user",
         _unit(scenario),
-        "whoever looks, the server included",
+        EVERYONE,
         f"a user's data, and the same with one example left out, {ONE_SIDED}",
-        "nobody: the user's own node adds the noise before anything leaves it",
+        AT_HOME,
         uncovered if covered else (*uncovered, "the user's private adapter, against whoever gets hold of it"),
     )
 
 
 def _of_users(scenario: Scenario | None) -> Words:
-    local = scenario is not None and scenario.privacy.user.mechanism == "local"
-    secure = scenario is not None and scenario.privacy.secure
-    told = f"at most {scenario.privacy.masking.colluding:.0%} of a round's nodes tell it what they know" if scenario else ""
-    server = (
-        f"whoever looks, the server included while it follows the protocol and {told}"
-        if secure
-        else "whoever looks, but for the server"
-    )
-    added = "the server only to follow the protocol: a round's nodes add the noise together, and it sees no more than their sum"
-    central = "the server: it sees each user's clipped update, and adds the noise to their sum before anyone else sees it"
+    against, trust = _trusted(scenario)
     return Words(
         "user level",
         "all that is released, together with all other users' private adapters," if scenario else "what is booked here",
         "the whole data of any one user",
         "all data of one user",
-        "whoever looks, the server included" if local else server,
+        against,
         f"a federation, and the same with one user left out, {ONE_SIDED}",
-        "nobody: the user's own node adds the noise before anything leaves it" if local else added if secure else central,
+        trust,
         ("the user's own private adapter, against whoever gets hold of it", "scores and controls", "a person who is several users"),
+    )
+
+
+def _trusted(scenario: Scenario | None) -> tuple[str, str]:
+    """Against whom guarantee U holds, and who is trusted for it."""
+    if scenario and scenario.privacy.user.mechanism == "local":
+        return EVERYONE, AT_HOME
+    if scenario and scenario.privacy.secure:
+        told = f"at most {scenario.privacy.masking.colluding:.0%} of a round's nodes tell it what they know"
+        return (
+            f"{EVERYONE} while it follows the protocol and {told}",
+            "the server only to follow the protocol: a round's nodes add the noise together, and it sees no more than their sum",
+        )
+    return (
+        "whoever looks, but for the server",
+        "the server: it sees each user's clipped update, and adds the noise to their sum before anyone else sees it",
     )
 
 

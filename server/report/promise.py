@@ -12,10 +12,9 @@ from strategies.privacy.accounting import epsilons
 from strategies.privacy.ledger import LEDGER, Booking, Ledger
 
 JOINT = "joint.sqlite"  # in a run's folder: the ledger of guarantee U
+FILES = {"example": LEDGER, "user": JOINT}
 NONE = "Privacy: no guarantee is claimed for this run (training was not noised)."
 UNCLAIMED = "Privacy: no guarantee is claimed for this run (some of its training was noised, which by itself protects nobody)."
-
-
 COUNTERS = "the training's counters (tokens, examples, loss, steps, seconds)"
 
 Flower = dict[str, Any] | None  # what `deployed` gives
@@ -58,9 +57,8 @@ def account(path: Path, guarantee: str, privacy: Privacy) -> Account:
 
 def ledgers(scenario: Scenario) -> dict[str, str]:
     """The file of a run's folder that holds what each guarantee, "example" or "user", has cost; {} where none is claimed."""
-    privacy = scenario.privacy
-    kept = {"example": LEDGER} if privacy.guarantee in ("example", "both") else {}
-    return kept | ({"user": JOINT} if privacy.of_users else {})
+    claimed = {"example": scenario.privacy.promises_examples, "user": scenario.privacy.of_users}
+    return {guarantee: file for guarantee, file in FILES.items() if claimed[guarantee]}
 
 
 def accounts(scenario: Scenario, directory: Path) -> list[Account]:

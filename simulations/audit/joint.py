@@ -26,12 +26,11 @@ from server import rounds
 from server.joint import Joint, open_joint
 from simulations.audit.bound import Floats
 from simulations.audit.canary import Result, coins, result
-from simulations.audit.nodes import opened
+from simulations.audit.nodes import largest, opened
 from simulations.training import World
 from strategies.aggregators.fedit import fedit
 from strategies.base import Release, Task
 from strategies.privacy import matrix
-from strategies.privacy.accounting import epsilons
 from strategies.privacy.ledger import Ledger
 from strategies.privacy.noise import Noise
 from strategies.tree import State, add, generator, subtract
@@ -54,7 +53,7 @@ class Sight(NamedTuple):
     effect_TM: Tensor  # of a canary that is in, as far as is known
     claimed: float  # the largest epsilon that anybody's ledger shows
 
-    def score_M(self) -> Floats:  # noqa: N802 - shape suffix
+    def score_M(self) -> Floats:  # noqa: N802 - a shape suffix
         """Log likelihood ratio of "in" to "out" for each canary, up to a factor."""
         return ((self.seen_TM * self.effect_TM).sum(0) - self.effect_TM.square().sum(0) / 2).numpy()
 
@@ -62,7 +61,7 @@ class Sight(NamedTuple):
 class Quiet(Joint):
     """The same server with noise of nothing; it books what noise would have cost."""
 
-    def draw(self, number: int) -> Noise:  # noqa: ARG002
+    def draw(self, number: int) -> Noise:  # noqa: ARG002 - the interface
         """Zeros."""
         return lambda shape: torch.zeros(shape, dtype=torch.float64)
 
@@ -93,7 +92,7 @@ class Crowd:
                 yield clipped(_sent(task.shared, self.places[user], task.bound), task)
         self.tasks, self.chosen, self.known = [*self.tasks, task], [*self.chosen, list(users)], [*self.known, total]
 
-    def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:  # noqa: ARG002
+    def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:  # noqa: ARG002 - the interface
         """Nothing."""
         return []
 
@@ -139,12 +138,12 @@ def attack(crowd: Crowd, folder: Path, quiet: bool = False) -> Sight:
         server = open_joint(scenario, crowd.users(), ledger, label(scenario))
         server = Quiet(server.plan, ledger, server.run) if quiet else server
         end = rounds.run(scenario, crowd, fedit(), shared, folder / "run", joint=server)
-        claimed = epsilons(list(ledger.histories().values()), scenario.privacy.user.delta, scenario.privacy.accountant)
+        claimed = largest(ledger, scenario.privacy.user.delta, scenario.privacy.accountant)
     seen_TM, effect_TM = _moves(crowd, [*(task.shared for task in crowd.tasks), end.shared], server.plan.cohorts.expected)
     if scenario.privacy.user.mechanism == "banded":  # the noise of the encoded sums is independent
         encoder_TT = matrix.encoder(server.plan.banded())
         seen_TM, effect_TM = encoder_TT @ seen_TM, encoder_TT @ effect_TM
-    return Sight(seen_TM, effect_TM, max(claimed))
+    return Sight(seen_TM, effect_TM, claimed)
 
 
 def _moves(crowd: Crowd, transcript: Sequence[State], expected: int) -> tuple[Tensor, Tensor]:

@@ -27,11 +27,11 @@ class Kept(PrivateStore):
         super().__init__(Path())
         self.states: dict[str, State] = {}
 
-    def load(self, user: str, before: int) -> State | None:  # noqa: ARG002
+    def load(self, user: str, before: int) -> State | None:  # noqa: ARG002 - the interface
         """The user's newest state."""
         return self.states.get(user)
 
-    def save(self, user: str, round_: int, state: State) -> None:  # noqa: ARG002
+    def save(self, user: str, round_: int, state: State) -> None:  # noqa: ARG002 - the interface
         """Keep the newest state alone."""
         self.states[user] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
@@ -64,9 +64,12 @@ def unnoised(scenario: Scenario) -> Scenario:
 def claimed(node: Node) -> float:
     """The largest epsilon that a user's ledger shows."""
     assert node.purse is not None
-    level = node.scenario.privacy.example
-    histories = list(node.purse.ledger.histories().values())
-    return max(epsilons(histories, level.delta, node.scenario.privacy.accountant), default=0.0)
+    return largest(node.purse.ledger, node.scenario.privacy.example.delta, node.scenario.privacy.accountant)
+
+
+def largest(ledger: Ledger, delta: float, accountant: str) -> float:
+    """The largest epsilon of anyone in a ledger."""
+    return max(epsilons(list(ledger.histories().values()), delta, accountant), default=0.0)
 
 
 def private(node: Node, user: str) -> Tensor:

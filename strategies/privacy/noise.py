@@ -46,6 +46,11 @@ def entropic() -> Noise:
     return draw
 
 
+def source(seeded: bool, *key: object) -> Noise:
+    """Keyed noise where a round that is repeated must be the same release, else entropic."""
+    return keyed(*key) if seeded else entropic()
+
+
 def standard(like: State, noise: Noise) -> State:
     """A number for each entry of ``like``, drawn name by name in the alphabet's order, so that equal keys give equal states."""
     return {name: noise(like[name].shape) for name in sorted(like)}

@@ -12,11 +12,10 @@ from is less, so a ratio of 1 is the least to ask for. Learning rates and a serv
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import schemes
 from strategies.base import Phase, Scheme
@@ -84,7 +83,6 @@ def _of_examples(setting: Setting) -> tuple[Part, ...]:
     scenario, scheme = setting.scenario, schemes.build(setting.scenario.scheme)
     cohorts = setting.cohorts(scenario, setting.users)
     noise = budget.noise(scenario, setting.examples, cohorts.participations, setting.spent.get("example", ()))
-    _refuse_spent(noise.values(), "example", scenario.privacy.example.epsilon)
     costs = budget.planned(scenario, scheme, setting.examples, cohorts.participations)
     trained = [(name, whose) for name, whose in setting.numbers if name in costs]
     return tuple(_part(setting, scheme, cohorts, name, whose, noise[name], costs[name]) for name, whose in trained)
@@ -115,7 +113,6 @@ def _of_users(setting: Setting) -> Part:
     scenario, level = setting.scenario, setting.scenario.privacy.user
     cohorts = setting.cohorts(scenario, setting.users)
     plan = joint.plan(scenario, cohorts, setting.spent.get("user", ()))
-    _refuse_spent([plan.noise], "user", level.epsilon)
     paid = cohorts.rounds if joint.everyone_pays(scenario) else cohorts.participations
     costs = [joint.event(plan, number) for number in range(1, paid + 1)]
     z, one, drift = plan.noise, 1.0, math.sqrt(cohorts.rounds)
@@ -138,10 +135,3 @@ def _correlated(how: matrix.Banded) -> tuple[float, float]:
     decoder_TT = matrix.decoder(how)
     rounds_TT = decoder_TT.diff(dim=0, prepend=decoder_TT.new_zeros(1, how.rounds))
     return float(rounds_TT.square().sum() / how.rounds) ** 0.5, float(decoder_TT[-1].norm())
-
-
-def _refuse_spent(noise: Iterable[float], guarantee: Guarantee, epsilon: float) -> None:
-    if not all(math.isfinite(z) for z in noise):
-        raise InputError(
-            f"nothing is left of the budget privacy.{guarantee}.epsilon={epsilon:g}: the ledger holds all of it; ask for a larger one"
-        )

@@ -33,7 +33,7 @@ def problems(scenario: Scenario) -> Iterator[str]:
     privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
     if privacy.of_examples:
         yield from _stopping(scenario)
-    if privacy.guarantee in ("example", "both"):
+    if privacy.promises_examples:
         yield from _uncovered(scenario, scheme)
     if privacy.of_users:
         yield from _of_users(scenario, scheme)

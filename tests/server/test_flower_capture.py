@@ -31,7 +31,7 @@ from tests.server.flower_world import USERS, private, scenario_of
 MAGIC = b"\x93NUMPY"  # how an array begins
 CLIENT = """
 import itertools, torch
-from client import purse
+from strategies.privacy import noise as noises
 from client.app import app as real
 from client.private import PrivateStore
 from strategies.files import home
@@ -46,7 +46,7 @@ def spoils(self, user, round_, state):
     if second:
         (home() / f"spoilt-{user}").touch()
 
-PrivateStore.save, purse.entropic = spoils, lambda: keyed("the system's", next(draws))
+PrivateStore.save, noises.entropic = spoils, lambda: keyed("the system's", next(draws))
 app = real
 """
 SERVER = """

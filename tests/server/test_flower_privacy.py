@@ -13,7 +13,6 @@ from flwr.common.serde import recorddict_to_proto
 
 from client import app as client_app
 from client import base as bases
-from client import purse
 from client.node import split
 from client.private import PrivateStore, folder_name
 from client.train import Trainer
@@ -24,6 +23,7 @@ from server import checkpoint
 from server.flower_strategy import HomingStrategy
 from server.grid import GridRuntime, questions
 from strategies.base import Task
+from strategies.privacy import noise as noises
 from strategies.privacy.events import Event
 from strategies.privacy.ledger import LEDGER, Ledger, Spend
 from strategies.privacy.noise import keyed
@@ -117,10 +117,10 @@ def test_a_node_in_a_deployment_draws_nothing_from_the_seed_and_a_repeated_round
     world: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = f"{world} {SHORT} privacy.example.epsilon=60 shared_training.batch=3"
-    monkeypatch.setattr(purse, "keyed", lambda *_: pytest.fail("noise from the seed"))
+    monkeypatch.setattr(noises, "keyed", lambda *_: pytest.fail("noise from the seed"))
     drawn = itertools.count()
-    real = purse.entropic
-    monkeypatch.setattr(purse, "entropic", lambda: (next(drawn), real())[1])
+    real = noises.entropic
+    monkeypatch.setattr(noises, "entropic", lambda: (next(drawn), real())[1])
     runtime = GridRuntime(LocalGrid(overrides), "x")
     task = Task(1, start_of(overrides), participations=2)
     updates, steps = [], []
@@ -230,7 +230,7 @@ def uploaded(world: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         patch.setenv("HOMING_HOME", str(folder))
-        patch.setattr(purse, "entropic", lambda: keyed("the system's", next(draws)))
+        patch.setattr(noises, "entropic", lambda: keyed("the system's", next(draws)))
         patch.setattr(PrivateStore, "save", save)
         overrides = f"{world} {how}"
         runtime = GridRuntime(grid := LocalGrid(overrides), "x")

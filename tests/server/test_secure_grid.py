@@ -135,7 +135,7 @@ def _blob(message: bytes) -> bytes:
     return message[36 + int.from_bytes(message[32:36], "little") :]
 
 
-def test_a_node_of_a_secure_run_lets_no_clear_update_out(world: str, start: State) -> None:
+def test_a_node_of_a_secure_run_lets_no_clear_update_out(world: str, start: State, tmp_path: Path) -> None:
     overrides = f"{world} {SECURE}"
     runtime = GridRuntime(LocalGrid(overrides), "x")
     assert list(runtime.train(Task(1, start), runtime.users())) == []
@@ -143,7 +143,7 @@ def test_a_node_of_a_secure_run_lets_no_clear_update_out(world: str, start: Stat
     with pytest.raises(InputError, match=r"privacy\.secure needs four"):
         HomingStrategy(scenario_of(overrides))
     with pytest.raises(InputError, match="weights must be 'uniform'"):
-        server_app.run(scenario_of(f"{overrides} weights=examples"), LocalGrid(overrides), Path("never"))
+        server_app.run(scenario_of(f"{overrides} weights=examples"), LocalGrid(overrides), tmp_path / "run")
 
 
 @pytest.fixture
