@@ -81,13 +81,17 @@ class RowOptimizer:
     """A torch optimizer whose parameters are the rows of a `Flat`, with a per-user clip and a pull towards a start.
 
     The pull of user k is ``weight_decay + prior / n_k``. With sgd it is part of the gradient (after the clip), so that the
-    iteration ends at the maximum a posteriori; with adamw it is decoupled, as that optimizer's own decay is.
+    iteration ends at the maximum a posteriori, and its step is ``lr / (1 + prior / n_k)``: a prior adds that much to the curvature,
+    and noise for privacy then moves a user of few examples no further than one of many. With adamw the pull is decoupled, as that
+    optimizer's own decay is.
     """
 
     def __init__(self, flat: Flat, local: Local, examples: Sequence[int]) -> None:
         self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
         pull = [local.weight_decay + local.prior / max(n, 1) for n in examples]
         self.pull_K1 = torch.tensor(pull, device=flat.theta_KP.device).unsqueeze(1)
+        shorter = [1 / (1 + local.prior / max(n, 1)) for n in examples]
+        self.shorter_K1 = torch.tensor(shorter, device=flat.theta_KP.device).unsqueeze(1)
         self.start_KP = flat.theta_KP.clone() if any(pull) else None
         self.rows = [torch.nn.Parameter(row) for row in flat.theta_KP]
         self.torch: torch.optim.Optimizer
@@ -106,7 +110,7 @@ class RowOptimizer:
             scale = (self.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
             self.flat.grad_KP[index] *= scale[:, None]
         if self.start_KP is not None and self.plain:
-            self.flat.grad_KP[index] += self._away(index)
+            self.flat.grad_KP[index] = (self.flat.grad_KP[index] + self._away(index)) * self.shorter_K1[index]
         for row in self.rows:
             row.grad = None
         for k in active:

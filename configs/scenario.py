@@ -118,7 +118,7 @@ class Local:
     epochs: int = 1  # over a user's training examples, each time the adapter's turn comes
     batch: int = 8  # examples of one user per step
     weight_decay: float = 0.0  # towards the start of the phase, not towards zero
-    prior: float = 0.0  # a Gaussian prior at that start, as (prior / 2n) |theta - start|^2 beside a mean loss over n examples
+    prior: float = 0.0  # (prior / 2n) |theta - start|^2 beside a mean loss over n examples; a step of sgd is lr / (1 + prior / n)
     max_norm: float = 1.0  # L2 clip of one user's gradient; 0: none
     early_stopping: bool = False  # keep the epoch that is best on the user's own validation split (the start included)
 

@@ -269,7 +269,7 @@ def audit(
 
 
 def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
-    from simulations.compare import runs, table
+    from simulations.compare import page, runs, table
 
     quiet()
     folder = out or Path("studies") / study.name
@@ -277,9 +277,9 @@ def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
     _say(f"{study.name}: {len(study.rows)} lines, {len(study.seeds)} seeds, {count} runs, in {folder}")
     places = runs.run(study.runs(), folder / "runs", jobs, lambda what, at, of: _say(f"{at} of {of}: {what}"))
     lines = table.found(study, places)
-    table.write(study, lines, folder)
+    page.write(study, lines, folder)
     _console().print(table.table(study, lines))
-    _say(f"table: {folder / 'compare.md'}\nnumbers: {folder / 'compare.csv'}")
+    _say(f"page: {folder / 'compare.html'}\ntable: {folder / 'compare.md'}, {folder / 'compare.csv'}")
 
 
 def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:

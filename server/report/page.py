@@ -5,6 +5,7 @@ Everything that comes from data or from a scenario is escaped.
 
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,13 @@ def render(run: Run) -> str:
             f"<details><summary>Scenario</summary><pre>{html.escape(to_yaml(run.scenario))}</pre></details>",
         ]
     )
-    title = html.escape(f"{run.scenario.name} · Homing")
+    return document(run.scenario.name, body)
+
+
+def document(name: str, body: str) -> str:
+    """A whole page around its body, with the style sheet and Plotly inside."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)} · Homing</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{CSS}</style>\n<script>{get_plotlyjs()}</script></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
@@ -140,14 +145,14 @@ def _controls(users: Users, summary: dict[str, Any]) -> str:
         meaning = controls.MEANING.get(name, "")
         label = f"{html.escape(controls.words(name))}<small>{html.escape(meaning)}</small>"
         cells = [label, *_numbers(row, shares), *(_gain(summary["gains"].get(name)) if summary["gains"] else [])]
-        lines.append(_line(cells, "main" if name == MAIN else ""))
+        lines.append(line(cells, "main" if name == MAIN else ""))
     note = (
         f"nll in {plots.unit(users)} on each user's test split, lower is better; every user counts alike. Intervals "
         "are over users (Student t); worst tenth: mean over the users with the highest nll. Saved: the row's nll minus "
         "that of shared + private, paired over users, positive where shared + private is better; p: Wilcoxon signed "
         "rank."
     )
-    return f'<h2>Against every control</h2><p class="note">{note}</p>{_table(head, lines)}'
+    return f'<h2>Against every control</h2><p class="note">{note}</p>{wide_table(head, lines)}'
 
 
 def _figures(run: Run) -> list[str]:
@@ -165,8 +170,8 @@ def _figures(run: Run) -> list[str]:
         ("Bytes per round", "What travels, all users together.", "traffic", plots.traffic(run)),
         ("Where the time goes", "The whole run.", "clock", plots.clock(run)),
     ]
-    sections = [_section(*figure) for figure in one]
-    return [*sections, '<div class="pair">' + "".join(f"<div>{_section(*figure)}</div>" for figure in two) + "</div>"]
+    sections = [figure_section(*figure) for figure in one]
+    return [*sections, '<div class="pair">' + "".join(f"<div>{figure_section(*figure)}</div>" for figure in two) + "</div>"]
 
 
 def _validation_note(run: Run) -> str:
@@ -176,7 +181,8 @@ def _validation_note(run: Run) -> str:
     return f"On the users' validation splits.{warning}"
 
 
-def _section(title: str, note: str, name: str, figure: go.Figure | None) -> str:
+def figure_section(title: str, note: str, name: str, figure: go.Figure | None) -> str:
+    """A headed figure with a note above it; nothing where there is none."""
     if figure is None:
         return ""
     plot = plotly.io.to_html(
@@ -196,9 +202,9 @@ def _unseen(summary: dict[str, Any]) -> str:
     table = summary["unseen"]["rows"]
     shares = [name for name in _SHARES if any(name in row for row in table.values())]
     head = ["", "mean nll", "95% interval", "worst tenth", *(_SHARES[name] for name in shares)]
-    lines = [_line([html.escape(controls.words(name)), *_numbers(row, shares)]) for name, row in table.items()]
+    lines = [line([html.escape(controls.words(name)), *_numbers(row, shares)]) for name, row in table.items()]
     note = f"{summary['unseen']['users']} users that were never trained on."
-    return f'<h2>Unseen users</h2><p class="note">{note}</p>{_table(head, lines)}'
+    return f'<h2>Unseen users</h2><p class="note">{note}</p>{wide_table(head, lines)}'
 
 
 def _users(users: Users) -> str:
@@ -210,7 +216,7 @@ def _users(users: Users) -> str:
     for at, user in list(enumerate(users.names))[:USERS_SHOWN]:
         cells = [html.escape(user), "yes" if users.seen[at] else "no", _cell(users.train[at], 0), _cell(users.test[at], 0)]
         cells += [_cell(users.values[name]["nll"][at], 4) for name in rows]
-        lines.append(_line(cells + [_cell(users.values[name]["auc"][at], 3) for name in ranked]))
+        lines.append(line(cells + [_cell(users.values[name]["auc"][at], 3) for name in ranked]))
     shown = f"The first {USERS_SHOWN} of {len(users.names)} users" if len(users.names) > USERS_SHOWN else "All users"
     return f'<h2>Users</h2><p class="note">{shown}; nll per row.</p><div class="users" tabindex="0">{_bare_table(head, lines)}</div>'
 
@@ -243,7 +249,8 @@ def _p(value: float | None) -> str:
     return f"{value:.2g}" if value >= 0.001 else "&lt;0.001"
 
 
-def _table(head: list[str], lines: list[str]) -> str:
+def wide_table(head: list[str], lines: list[str]) -> str:
+    """A table that scrolls sideways where the window is narrow; `line` makes its lines."""
     return f'<div class="wide">{_bare_table(head, lines)}</div>'
 
 
@@ -252,7 +259,7 @@ def _bare_table(head: list[str], lines: list[str]) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _line(cells: list[str], kind: str = "") -> str:
+def line(cells: Sequence[str], kind: str = "") -> str:
     """One row of a table; the cells are HTML already."""
     return f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 

@@ -54,7 +54,7 @@ def learning_curve(run: Run) -> go.Figure | None:
                 figure.add_trace(_curve(name, curve, legend=column == 1), row=1, col=column)
         figure.update_yaxes(title_text=title, row=1, col=column)
         figure.update_xaxes(title_text="round", dtick=_tick(run), row=1, col=column)
-    return _styled(figure, 340, legend=True)
+    return styled(figure, 340, legend=True)
 
 
 def gains_sorted(run: Run) -> go.Figure | None:
@@ -90,7 +90,7 @@ def gains_sorted(run: Run) -> go.Figure | None:
     figure.update_layout(bargap=0.12 if saved_U.size <= 150 else 0)
     figure.update_xaxes(title_text="users, most helped first", range=[0.4, saved_U.size + 0.6], showgrid=False)
     figure.update_yaxes(title_text=f"saved, {unit(run.users)}", zeroline=True)
-    return _styled(figure, 320)
+    return styled(figure, 320)
 
 
 def spread(run: Run) -> go.Figure | None:
@@ -108,7 +108,7 @@ def spread(run: Run) -> go.Figure | None:
         return None
     figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1], showgrid=False)
     figure.update_xaxes(title_text=f"nll, {unit(run.users)}")
-    return _styled(figure, 110 + 44 * len(shown), legend=True)
+    return styled(figure, 110 + 44 * len(shown), legend=True)
 
 
 def traffic(run: Run) -> go.Figure | None:
@@ -130,7 +130,7 @@ def traffic(run: Run) -> go.Figure | None:
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_xaxes(title_text="round", dtick=_tick(run), showgrid=False)
     figure.update_yaxes(title_text=f"{word}, all users", rangemode="tozero")
-    return _styled(figure, 300, legend=True)
+    return styled(figure, 300, legend=True)
 
 
 def clock(run: Run) -> go.Figure | None:
@@ -151,7 +151,7 @@ def clock(run: Run) -> go.Figure | None:
     figure = go.Figure(bars)
     figure.update_xaxes(title_text="seconds", range=[0, 1.18 * max(parts[-1][1], 1e-9)])
     figure.update_yaxes(showgrid=False, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
-    return _styled(figure, 300)
+    return styled(figure, 300)
 
 
 def gain_by_examples(run: Run) -> go.Figure | None:
@@ -175,7 +175,7 @@ def gain_by_examples(run: Run) -> go.Figure | None:
         ticks = [step * 10**power for power in range(9) for step in (1, 2, 5)]
         figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     figure.update_yaxes(title_text=f"saved, {unit(run.users)}", zeroline=True)
-    return _styled(figure, 320)
+    return styled(figure, 320)
 
 
 def _curve(name: str, curve: list[tuple[int, float]], legend: bool) -> go.Scatter:
@@ -245,7 +245,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _styled(figure: go.Figure, height: int, legend: bool = False) -> go.Figure:
+def styled(figure: go.Figure, height: int, legend: bool = False) -> go.Figure:
+    """The page's look: no paper of its own, quiet grids, a legend above where one is wanted."""
     axis: dict[str, Any] = {
         "gridcolor": _GRID,
         "zerolinecolor": "rgba(128,128,128,0.7)",

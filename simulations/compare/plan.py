@@ -1,8 +1,9 @@
 """What a study file asks for: a scenario, settings along axes, seeds; and the runs that this comes to.
 
 A study file holds ``scenario`` (a name or a YAML file), ``overrides`` (settings of every run), ``seeds`` and ``axes``: a
-name for each axis, and for each of its values a label with the settings that it stands for. Every label of one axis meets every
-label of the others. The first labels of all axes are the row that the others are held against.
+name for each axis, and for each of its values a label with the settings that it stands for; ``scenario=NAME`` among them begins with
+another scenario. Every label of one axis meets every label of the others. The first labels of all axes are the row that the others
+are held against. An axis ``privacy`` is what a page draws gains along.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from configs.errors import InputError, nearest
 from configs.scenario import HERE, Scenario, load, scenario_hash
 
 STUDIES = HERE / "studies"
+BEGIN = "scenario="
 KEYS = ("name", "scenario", "overrides", "seeds", "axes")
 
 
@@ -59,7 +61,10 @@ def read(source: str | Path, seeds: int = 0) -> Plan:
     rows = []
     for labels in itertools.product(*axes.values()):
         parts = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
-        rows.append(Row(labels, tuple(_scenarios(path, name, scenario, [*common, *itertools.chain(*parts)], labels, chosen))))
+        settings = [*common, *itertools.chain(*parts)]
+        begin = [item.removeprefix(BEGIN) for item in settings if item.startswith(BEGIN)]
+        rest = [item for item in settings if not item.startswith(BEGIN)]
+        rows.append(Row(labels, tuple(_scenarios(path, name, [scenario, *begin][-1], rest, labels, chosen))))
     return Plan(name, tuple(axes), chosen, tuple(rows))
 
 

@@ -15,13 +15,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from configs.scenario import scenario_hash
+from configs.scenario import Scenario, scenario_hash
 from server.report import controls
 from server.report.files import Run, read
 from server.report.summary import MAIN, summary_of
 from server.report.tables import against
 from simulations.compare.plan import Plan
-from strategies.files import write_text
 
 Found = dict[str, Any]
 
@@ -36,14 +35,17 @@ class Over:
 
 
 def found(plan: Plan, places: Mapping[str, Path]) -> list[Found]:
-    """One mapping per line: ``labels``, ``rows`` (control -> nll, worst_decile and auc as `Over`), ``kept``, ``saved``...
+    """One mapping per line: ``labels``, ``budgets`` (the epsilon of each guarantee), ``rows`` (control -> nll, worst_decile and auc
+    as `Over`), ``gain`` over the base, ``kept``, ``saved``, ``helped`` and ``harmed``, ``epsilon`` (spent), ``kb_up``, ``seconds``.
 
     ``saved`` is against the first line, where both score the same examples: ``means`` of the nats per user, one for each seed, and
     ``wins`` and ``losses``, the seeds whose 95 % interval over users lies above and below zero. What a line lacks is None.
     """
     runs = [[read(places[scenario_hash(scenario)]) for scenario in row.scenarios] for row in plan.rows]
-    lines = [_line(of_line, runs[0]) for of_line in runs]
-    return [{"labels": dict(zip(plan.axes, row.labels, strict=True)), **line} for row, line in zip(plan.rows, lines, strict=True)]
+    return [
+        {"labels": dict(zip(plan.axes, row.labels, strict=True)), "budgets": _budgets(row.scenarios[0]), **_line(of_line, runs[0])}
+        for row, of_line in zip(plan.rows, runs, strict=True)
+    ]
 
 
 def _line(runs: Sequence[Run], first: Sequence[Run]) -> Found:
@@ -52,6 +54,7 @@ def _line(runs: Sequence[Run], first: Sequence[Run]) -> Found:
     return {
         "users": [summary["users"] for summary in summaries],
         "rows": {name: _row([summary["rows"][name] for summary in summaries]) for name in names if _everywhere(name, summaries)},
+        "gain": _over([_gain(summary) for summary in summaries]),
         "kept": _kept(summaries, before),
         "saved": _saved(runs, first),
         **{name: _over([summary[name] for summary in summaries]) for name in ("helped", "harmed")},
@@ -62,6 +65,13 @@ def _line(runs: Sequence[Run], first: Sequence[Run]) -> Found:
         "seconds": _over([sum(summary["seconds"].values()) for summary in summaries]),
         "runs": [str(run.directory) for run in runs],
     }
+
+
+def _budgets(scenario: Scenario) -> dict[str, float]:
+    """The epsilon of each guarantee that is claimed."""
+    privacy = scenario.privacy
+    claimed = {"example": privacy.promises_examples, "user": privacy.of_users}
+    return {name: getattr(privacy, name).epsilon for name, is_claimed in claimed.items() if is_claimed}
 
 
 def _everywhere(name: str, summaries: Iterable[Found]) -> bool:
@@ -99,17 +109,19 @@ def _saved(runs: Sequence[Run], first: Sequence[Run]) -> Found | None:
     }
 
 
-HEADS = ("nll (lowest to highest seed)", "base", "user bias", "shared", "kept", "saved against the first, per seed", "worst tenth",
-         "AUC", "helped / harmed", "epsilon", "kB up", "seconds")  # fmt: skip
+def heads(lines: Sequence[Found]) -> tuple[str, ...]:
+    """The names of the columns after the axes'."""
+    return ("nll (lowest to highest seed)", *map(controls.words, _others(lines)), "kept", "saved against the first, per seed",
+            "worst tenth", "AUC", "helped / harmed", "epsilon", "kB up", "seconds")  # fmt: skip
 
 
-def cells(line: Found) -> tuple[str, ...]:
-    """A line's cells under `HEADS`."""
+def cells(line: Found, lines: Sequence[Found]) -> tuple[str, ...]:
+    """A line's cells under `heads`."""
     rows, saved = line["rows"], line["saved"]
     main: Mapping[str, Over | None] = rows.get(MAIN, {})
     return (
         _spread(main.get("nll")),
-        *(_mean(rows.get(name, {}).get("nll")) for name in ("base", "user_bias", "shared")),
+        *(_mean(rows.get(name, {}).get("nll")) for name in _others(lines)),
         _mean(line["kept"], ".2f"),
         " ".join(f"{mean:+.4f}" for mean in saved["means"]) if saved else "-",
         _mean(main.get("worst_decile"), ".3f"),
@@ -121,22 +133,28 @@ def cells(line: Found) -> tuple[str, ...]:
     )
 
 
+def _others(lines: Sequence[Found]) -> list[str]:
+    """The controls that any line has, beside the main row."""
+    return [name for name in controls.ordered(name for line in lines for name in line["rows"]) if name != MAIN]
+
+
 def table(plan: Plan, lines: Sequence[Found]) -> Table:
     """The lines for a terminal."""
     shown = Table(title=title(plan, lines), box=None, title_justify="left", pad_edge=False)
     for name in plan.axes:
         shown.add_column(name, no_wrap=True)
-    for name in HEADS:
+    for name in heads(lines):
         shown.add_column(name, justify="right")
     for line in lines:
-        shown.add_row(*(Text(label) for label in line["labels"].values()), *cells(line))
+        shown.add_row(*(Text(label) for label in line["labels"].values()), *cells(line, lines))
     return shown
 
 
 def markdown(plan: Plan, lines: Sequence[Found]) -> str:
     """The lines as Markdown."""
-    rows = [(*plan.axes, *HEADS), (*(["---"] * len(plan.axes)), *(["--:"] * len(HEADS)))]
-    rows += [(*line["labels"].values(), *cells(line)) for line in lines]
+    head = heads(lines)
+    rows = [(*plan.axes, *head), (*(["---"] * len(plan.axes)), *(["--:"] * len(head)))]
+    rows += [(*line["labels"].values(), *cells(line, lines)) for line in lines]
     return "\n".join([f"{title(plan, lines)}:", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
@@ -151,12 +169,6 @@ def to_csv(plan: Plan, lines: Sequence[Found]) -> str:
     return out.getvalue()
 
 
-def write(plan: Plan, lines: Sequence[Found], folder: Path) -> None:
-    """Write `compare.md` and `compare.csv` into the study's folder."""
-    write_text(folder / "compare.md", markdown(plan, lines))
-    write_text(folder / "compare.csv", to_csv(plan, lines))
-
-
 def title(plan: Plan, lines: Sequence[Found]) -> str:
     """Which study, seeds and users the table is of."""
     users = sorted({count for line in lines for count in line["users"]})
@@ -169,7 +181,7 @@ def _flat(line: Found) -> Iterator[tuple[str, Any]]:
     for row, metrics in line["rows"].items():
         for metric, over in metrics.items():
             yield from _columns(f"{row}.{metric}", over)
-    for name in ("kept", "helped", "harmed", "against_bias", "unseen", "kb_up", "seconds"):
+    for name in ("gain", "kept", "helped", "harmed", "against_bias", "unseen", "kb_up", "seconds"):
         yield from _columns(name, line[name])
     for name, epsilon in line["epsilon"].items():
         yield f"epsilon.{name}", epsilon

@@ -239,6 +239,13 @@ def test_with_sgd_a_prior_ends_at_the_maximum_a_posteriori_whatever_a_users_numb
     torch.testing.assert_close(flat.theta_KP[:, 0], torch.tensor([n * target / (n + prior) for n in counts]))
 
 
+def test_a_prior_shortens_a_step_by_the_curvature_that_it_adds() -> None:
+    flat = Flat({"x": torch.zeros(2, 1)})
+    flat.grad_KP.fill_(1.0)
+    RowOptimizer(flat, Local(optimizer="sgd", lr=0.1, prior=6.0, max_norm=0.0), [2, 12]).step([0, 1])
+    torch.testing.assert_close(flat.theta_KP[:, 0], torch.tensor([-0.1 / 4, -0.1 / 1.5]))
+
+
 def test_a_gradient_is_clipped_user_by_user() -> None:
     flat = Flat({"x": torch.zeros(2, 2), "y": torch.zeros(2, 1)})
     flat.grad_KP.copy_(torch.tensor([[3.0, 0.0, 4.0], [0.3, 0.0, 0.4]]))

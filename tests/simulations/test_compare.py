@@ -1,6 +1,7 @@
 """A study file becomes one table: each run made once, side by side, and counted right."""
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from configs.errors import InputError
 from configs.scenario import load, scenario_hash
 from server.report.summary import summarize
-from simulations.compare import plan, runs, table
+from simulations.compare import page, plan, runs, table
 from tests.simulations.command import call
 from tests.simulations.conftest import World
 
@@ -68,6 +69,13 @@ def test_every_label_meets_every_other_and_equal_scenarios_are_one_run(tmp_path:
     assert plan.read(study(tmp_path, axes=axes), 1).seeds == (0,)
 
 
+def test_a_label_may_begin_with_another_scenario(tmp_path: Path) -> None:
+    axes = {"method": {"usual": [], "demo's": ["seed=5", "scenario=demo"]}}
+    first, second = plan.read(study(tmp_path, axes=axes)).rows
+    assert dataclasses.replace(load("demo", [CONTROLS]), name="small", seed=0) == second.scenarios[0]
+    assert first.scenarios[0].scheme == load("movielens").scheme
+
+
 @pytest.mark.parametrize("name", [path.stem for path in plan.STUDIES.glob("*.yaml")])
 def test_the_studies_that_come_with_it_can_be_read(name: str) -> None:
     assert len(plan.read(name).rows) > 1
@@ -89,28 +97,21 @@ def test_what_is_finished_stays_and_two_processes_make_what_one_makes(world: Wor
 
 
 def test_the_table_says_what_the_runs_say(world: World, tmp_path: Path) -> None:
-    chosen = plan.read(study(tmp_path, world.settings))
-    places = runs.run(chosen.runs(), tmp_path / "runs", 1)
-    one, other = table.found(chosen, places)
-    summaries = [[summarize(places[scenario_hash(s)]) for s in row.scenarios] for row in chosen.rows]
-    means = [[s["rows"]["shared"]["mean"] for s in line] for line in summaries]
-    assert one["rows"]["shared"]["nll"] == table.Over(sum(means[0]) / 2, min(means[0]), max(means[0]))
-    assert one["kept"] == table.Over(1.0, 1.0, 1.0) and one["saved"] is None
-    assert "shared_private" not in other["rows"] and other["kept"] is None, "what a line lacks is not made up"
-    assert one["labels"] == {"scheme": "dual"} and one["epsilon"] == {}
-
-
-def test_kept_and_saved_by_hand(world: World, tmp_path: Path) -> None:
-    axes = {"lr": {"usual": [], "none": ["shared_training.lr=0", "private_training.lr=0"]}}
+    axes = {"lr": {"usual": [], "none": ["shared_training.lr=0", "private_training.lr=0"], "shared only": "scheme=shared_only"}}
     chosen = plan.read(study(tmp_path, world.settings, axes=axes))
     places = runs.run(chosen.runs(), tmp_path / "runs", 1)
-    one, still = table.found(chosen, places)
+    one, still, other = table.found(chosen, places)
+    summaries = [summarize(places[scenario_hash(s)]) for s in chosen.rows[0].scenarios]
+    means = [s["rows"]["shared"]["mean"] for s in summaries]
+    assert one["rows"]["shared"]["nll"] == table.Over(sum(means) / 2, min(means), max(means))
+    assert one["kept"] == table.Over(1.0, 1.0, 1.0) and one["saved"] is None
     assert still["kept"].mean == pytest.approx(0.0, abs=1e-6), "who does not learn keeps nothing"
-    gained = [summarize(places[scenario_hash(s)])["gains"]["base"]["mean"] for s in chosen.rows[0].scenarios]
+    gained = [s["gains"]["base"]["mean"] for s in summaries]
     assert still["saved"]["means"] == pytest.approx(gained, abs=1e-5), (
         "against the first line it loses what that has gained over the base"
     )
-    assert len(one["runs"]) == 2
+    assert "shared_private" not in other["rows"] and other["kept"] is None, "what a line lacks is not made up"
+    assert other["labels"] == {"lr": "shared only"} and other["epsilon"] == {} and len(other["runs"]) == 2
 
 
 def test_a_run_of_another_scenario_in_the_way_is_refused_before_anything_runs(world: World, tmp_path: Path) -> None:
@@ -121,6 +122,35 @@ def test_a_run_of_another_scenario_in_the_way_is_refused_before_anything_runs(wo
     with pytest.raises(InputError, match="holds a run of another scenario"):
         runs.run(chosen.runs(), tmp_path / "runs", 1)
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [last]
+
+
+def test_a_pages_curves_are_by_guarantee_and_by_what_else_differs() -> None:
+    def line(labels: dict[str, str], budgets: dict[str, float], gain: float) -> dict[str, Any]:
+        return {"labels": labels, "budgets": budgets, "gain": table.Over(gain, gain, gain)}
+
+    lines = [
+        line({"kind": "core", "privacy": "none"}, {}, 0.5),
+        line({"kind": "core", "privacy": "8"}, {"example": 8.0}, 0.4),
+        line({"kind": "core", "privacy": "2"}, {"example": 2.0}, 0.3),
+        line({"kind": "core", "privacy": "u"}, {"user": 8.0}, 0.2),
+        line({"kind": "core", "privacy": "both"}, {"example": 8.0, "user": 8.0}, 0.1),
+        line({"kind": "lora", "privacy": "2"}, {"example": 2.0}, 0.0),
+    ]
+    found = {name: [(at, gain.mean) for at, gain in points] for name, points in page.curves(lines).items()}
+    assert found == {
+        "core, guarantee E": [("2", 0.3), ("8", 0.4), ("no noise", 0.5)],
+        "core, guarantee U": [("8", 0.2), ("no noise", 0.5)],
+    }
+
+
+def test_a_page_escapes_what_a_study_calls_its_lines(world: World, tmp_path: Path) -> None:
+    axes = {"<b>axis</b>": {"<i>one</i>": []}, "privacy": {"none": [], "E": "privacy=example"}}
+    chosen = plan.read(study(tmp_path, world.settings, axes=axes, seeds=[0]))
+    places = runs.run(chosen.runs(), tmp_path / "runs", 1)
+    text = page.render(chosen, table.found(chosen, places))
+    body = text[text.index("<body>") :]
+    assert "&lt;i&gt;one&lt;/i&gt;" in body and "<i>one" not in body and "<b>axis" not in body
+    assert "What privacy costs" in body
 
 
 def _numbers(path: Path) -> list[dict[str, str]]:
