@@ -261,7 +261,7 @@ class Scenario:
     # fixed: drawn anew, without replacement; cyclic: in turns, all before anyone twice; poisson: each user by a coin of their own
     sampling: Literal["fixed", "cyclic", "poisson"] = "fixed"
     scheme: str = "dual"
-    private_from: int = 0  # the private adapter's first round (schemes with both); before it only the shared one trains
+    private_from: int = 0  # in so many rounds only the shared adapter trains (schemes with both); more than rounds is all of them
     personalize: int = 0  # extra epochs of the private adapter after the last round, the shared one frozen
     aggregator: str = "fedit"
     aggregator_options: dict[str, float] = field(default_factory=dict)
@@ -283,7 +283,8 @@ class Scenario:
         _require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         _require(self.users_per_round >= 0, "users_per_round", "0 (everyone) or a count", self.users_per_round)
-        _require(0 <= self.private_from <= self.rounds, "private_from", "between 0 and rounds", self.private_from)
+        _require(self.private_from >= 0, "private_from", "0 or more", self.private_from)
+        object.__setattr__(self, "private_from", min(self.private_from, self.rounds))
         _require(self.personalize >= 0, "personalize", "0 or more", self.personalize)
         _require(self.max_release_norm > 0, "max_release_norm", "positive", self.max_release_norm)
         _require(self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every)

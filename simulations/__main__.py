@@ -47,7 +47,7 @@ def start(context: typer.Context) -> None:
     "run demo", "run movielens rounds=5 shared.rank=4 data.users=100", "run my.yaml seed=1 --out runs/second"
 ))  # fmt: skip
 def run(
-    scenario: SCENARIO = "movielens",
+    scenario: SCENARIO = usage.DEFAULT,
     overrides: OVERRIDES = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/<name>-<hash>.")] = None,
 ) -> None:
@@ -56,7 +56,7 @@ def run(
     SCENARIO is a name that 'list' shows, a YAML file, or an earlier run's folder; KEY=VALUE changes a setting of it.
     A run that was stopped goes on where it was: give the same command again.
     """
-    scenario, overrides = _or_default(scenario, overrides, "movielens")
+    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
     earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
     chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides)
     _run(chosen, out or earlier or Path("runs") / label(chosen))
@@ -75,7 +75,7 @@ def resume(folder: FOLDER, overrides: OVERRIDES = None) -> None:
     "show runs/demo-0a1b2c3d4e5f --rounds --users 20", "show demo rounds=5 > my.yaml", "show privacy runs/demo-0a1b2c3d4e5f"
 ))  # fmt: skip
 def show(
-    what: SCENARIO = "movielens",
+    what: SCENARIO = usage.DEFAULT,
     overrides: OVERRIDES = None,
     users: Annotated[int, typer.Option(help="Show so many users of a run.", min=0)] = 0,
     rounds: Annotated[bool, typer.Option("--rounds", help="Show the rounds of a run.")] = False,
@@ -118,7 +118,7 @@ def show(
 ))  # fmt: skip
 def plan(
     what: Annotated[str, typer.Argument(help="privacy: the noise that a target epsilon asks for.", metavar="privacy")],
-    scenario: SCENARIO = "movielens",
+    scenario: SCENARIO = usage.DEFAULT,
     overrides: OVERRIDES = None,
     users: Annotated[int, typer.Option(help="Plan for so many users instead of the data's.", min=0)] = 0,
     examples: Annotated[int, typer.Option(help="Plan for so many training examples of each.", min=0)] = 0,
@@ -131,7 +131,7 @@ def plan(
     from simulations import planning
 
     usage.refuse_plan(what)
-    scenario, overrides = _or_default(scenario, overrides, "movielens")
+    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
     quiet()
     _print(planning.plan(load(scenario, overrides), users, examples, ledger))
 

@@ -19,7 +19,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from client.data.types import Dataset, Splits
+from client.data.types import Splits
 from client.node import Node
 from client.private import PrivateStore
 from configs.scenario import Local, Privacy, Scenario
@@ -107,14 +107,7 @@ def _in_one_place(scenario: Scenario, users: int, batch: int) -> Local:
 def _pooled(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer) -> Rows:
     users = world.dataset.users.values()
     everyone = Splits(*(tuple(e for s in users for e in getattr(s, part)) for part in ("train", "validation", "test")))
-    one = Dataset(
-        {"everyone": everyone},
-        {},
-        world.dataset.task,
-        world.dataset.labels,
-        world.dataset.label_ids,
-        world.dataset.unit,
-    )
+    one = replace(world.dataset, users={"everyone": everyone}, unseen={})
     alone = shared_only(scenario)
     local = _in_one_place(scenario, len(world.dataset.users), POOLED_BATCH)
     pooled = replace(

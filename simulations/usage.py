@@ -12,6 +12,7 @@ from configs.scenario import HERE, Scenario
 from simulations.folders import is_run
 
 PROGRAM = "python -m simulations"
+DEFAULT = "demo"  # what is run where no scenario is named: it trains under a guarantee
 
 
 class Stopped(Exception):  # noqa: N818 - a person wanted it

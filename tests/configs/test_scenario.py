@@ -188,7 +188,7 @@ def refusals() -> Iterator[tuple[str, str]]:
     yield "aggregator_options.momentum=x", "aggregator_options.momentum must be a number, got 'x'"
     yield "rounds=0", "rounds must be at least 1, got 0"
     yield "seed=-1", "seed must be 0 or more, got -1"
-    yield "private_from=11", "private_from must be between 0 and rounds, got 11"
+    yield "private_from=-1", "private_from must be 0 or more, got -1"
     yield "name=a/b", "name must be fit to name a folder, got 'a/b'"
     yield "shared.kind=ia3", "shared.kind must be 'lora' or 'core' (what can be averaged), got 'ia3'"
     yield "shared.rank=0", "shared.rank must be at least 1, got 0"
@@ -270,3 +270,8 @@ def test_the_nearest_name_is_given_or_all_names_where_none_is_near() -> None:
     assert nearest("Dul", ["dual", "fedsa"]) == " (did you mean 'dual'?)"
     assert nearest("zzz", ["dual", "fedsa"]) == " (known: dual, fedsa)"
     assert nearest("zzz", []) == ""
+
+
+def test_private_from_beyond_the_last_round_is_the_last_round_so_that_rounds_can_be_set_alone() -> None:
+    assert load("demo", ["rounds=10"]).private_from == 10
+    assert load("demo", ["rounds=10"]) == load("demo", ["rounds=10", "private_from=10"])

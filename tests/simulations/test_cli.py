@@ -69,7 +69,7 @@ def test_tables_are_not_cut_where_there_is_no_terminal(world: World) -> None:
 
 def test_the_default_folder_bears_the_name_and_the_hash(world: World, here: Path) -> None:
     settings = [*world.settings, "rounds=1", "personalize=0", "name=other"]
-    assert call("run", *settings).code == 0, "the scenario may be left out"
+    assert call("run", "movielens", *settings).code == 0
     assert [path.name for path in (here / "runs").iterdir()] == [f"other-{scenario_hash(load('movielens', settings))}"]
 
 
@@ -280,3 +280,11 @@ def test_an_error_of_ours_keeps_its_traceback(world: World, here: Path, monkeypa
     monkeypatch.setattr("client.base.load", breaks)
     with pytest.raises(RuntimeError, match="a bug"):
         run(world, here / "run")
+
+
+def test_what_is_run_where_nothing_is_named_trains_under_a_guarantee_and_one_word_changes_it() -> None:
+    for settings, guarantee in (((), "example"), (("privacy=off",), "'off'"), (("privacy=user",), "user"), (("privacy=both",), "both")):
+        said = call("show", "demo", *settings)
+        assert said.code == 0 and f"guarantee: {guarantee}\n" in said.out
+    assert call("show").out == call("show", "demo").out
+    assert "rounds must be at least 1" in call("run", "rounds=0").err, "the scenario may be left out"
