@@ -223,12 +223,16 @@ class Node:
         return [{**s, **m} for s, m in zip(states, moved, strict=True)]
 
     def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
-        """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round."""
+        """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round, between two units.
+
+        A user with only one unit has nothing to part: the later phase sees nothing.
+        """
         train = self.dataset.users[user].train
         if phase.part == "all":
             return train
         share = float(torch.empty(()).uniform_(*budget.CUTS, generator=generator(self.scenario.seed, round_, user, "cut")))
-        cut = max(1, min(round(share * len(train)), len(train) - 1))
+        between = [at for at in range(1, len(train)) if train[at].unit != train[at - 1].unit] or [len(train)]
+        cut = min(between, key=lambda at: abs(at - share * len(train)))
         return train[:cut] if phase.part == "support" else train[cut:]
 
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:

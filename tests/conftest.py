@@ -57,16 +57,16 @@ def llama() -> Base:
 
 
 def write_files(folder: Path, tokenizer: Any, users: int) -> str:
-    """Write a tiny Llama and users of different sizes that answer prompts with yes or no; returns the settings that name them."""
+    """Write a tiny Llama and users of different sizes that answer prompts with yea or nay; returns the settings that name them."""
     llama().model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "users").mkdir()
     draw = random.Random(0)
     for user in range(users):
         texts = [" ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(2, 7))) for _ in range(6 + user % 4)]
-        made = [json.dumps({"prompt": text, "label": draw.choice(["yes", "no"])}) + "\n" for text in texts]
+        made = [json.dumps({"prompt": text, "label": draw.choice(["yea", "nay"])}) + "\n" for text in texts]
         (folder / "users" / f"u{user}.jsonl").write_text("".join(made))
-    return f"model.name={folder / 'model'} data.path={folder / 'users'}"
+    return f"model.name={folder / 'model'} data.path={folder / 'users'} data.labels=[nay,yea]"
 
 
 def gpt2() -> Base:
@@ -128,7 +128,7 @@ def texts() -> Callable[..., list[Encoded]]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Words that are known in advance, one token each."""
-    words = ["<unk>", "<s>", "</s>", "a", "yes", "no", *(f"w{i}" for i in range(VOCAB - 6))]
+    words = ["<unk>", "<s>", "</s>", "a", "yea", "nay", *(f"w{i}" for i in range(VOCAB - 6))]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")

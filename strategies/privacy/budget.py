@@ -16,7 +16,7 @@ from strategies.privacy import accounting
 from strategies.privacy.events import Event
 
 FINAL = "final"
-SMALLEST = {"all": 1.0, "support": 0.3, "query": 0.2}  # share of a user's examples that a phase sees at least
+SMALLEST = {"all": 1.0, "support": 0.3, "query": 0.2}  # share of a user's examples that a phase sees at least, where each is a unit
 CUTS = (SMALLEST["support"], 1 - SMALLEST["query"])  # between which shares of them a support ends
 
 

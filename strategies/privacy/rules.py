@@ -31,6 +31,8 @@ def refuse_over_flower(scenario: Scenario) -> None:
 def problems(scenario: Scenario) -> Iterator[str]:
     """All that makes a scenario's guarantee void, a sentence each."""
     privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
+    if privacy.promises:
+        yield from _answers(scenario)
     if privacy.of_examples:
         yield from _stopping(scenario)
     if privacy.promises_examples:
@@ -54,6 +56,15 @@ def covers_private(scenario: Scenario) -> bool:
 
 def _trained(scenario: Scenario) -> list[str]:
     return trained(schemes.build(scenario.scheme), scenario.personalize > 0)
+
+
+def _answers(scenario: Scenario) -> Iterator[str]:
+    data = scenario.data
+    if data.name == "files" and data.task == "choice" and not data.labels:
+        yield (
+            "data.labels is empty, so the answers to choose among would be those that occur, and one example could add an answer to "
+            "everybody's choices; name them, such as data.labels=[good,bad]"
+        )
 
 
 def _stopping(scenario: Scenario) -> Iterator[str]:

@@ -124,3 +124,15 @@ def test_the_last_phase_fits_heads_on_all_examples_and_releases_nothing(node: No
 def test_before_the_private_adapter_joins_in_the_shared_one_sees_all_examples(node: Node) -> None:
     seen, _ = watched(node, Task(1, start(node), ("shared",)))
     assert [(name, [len(x) for x in train]) for name, train, _ in seen] == [("shared", [5, 4])]
+
+
+def test_no_privacy_unit_is_seen_by_both_phases_of_a_round(node: Node) -> None:
+    """Guarantee E charges a unit for one of the two only."""
+    one, three = node.dataset.users["bob"].train[:2], node.dataset.users["ann"].train
+    node.dataset.users["ann"] = Splits(tuple(replace(e, unit=k // 2) for k, e in enumerate(three)), (), ())
+    node.dataset.users["bob"] = Splits(tuple(replace(e, unit=0) for e in one), (), ())
+    for number in range(1, 9):
+        (_, support, _), (_, query, _) = watched(node, Task(number, start(node)))[0]
+        seen = [({e.unit for e in mine}, {e.unit for e in held}) for mine, held in zip(support, query, strict=True)]
+        assert all(not mine & held for mine, held in seen)
+        assert {unit for mine, held in seen[:1] for unit in (*mine, *held)} == {0, 1, 2}

@@ -41,7 +41,7 @@ class Case:
     before: Callable[[Path], None] = nothing
 
 
-GOOD = '{"user": "u1", "prompt": "w1", "label": "yes"}\n'
+GOOD = '{"user": "u1", "prompt": "w1", "label": "yea"}\n'
 CASES = {
     # ------------------------------------------------------------ the command itself
     "unknown command": Case("runn demo", ("unknown command 'runn'", "did you mean 'run'", "--help")),
@@ -86,7 +86,7 @@ CASES = {
     "missing data file": Case("RUN data.path={world}/userz", ("data.path '{world}/userz' does not exist", "did you mean 'users'")),
     "broken JSON line": Case("RUN data.path=own.jsonl", ("'own.jsonl' row 2 is not JSON",), writes("own.jsonl", GOOD + "{")),
     "unknown column": Case("RUN data.fields.label=lable", ("no column 'lable' (data.fields.label)", "did you mean 'label'")),
-    "a label that is not asked for": Case('RUN \'data.labels=["yes","know"]\'', ("label 'no'", "data.labels", "did you mean 'know'")),
+    "a label that is not asked for": Case("RUN data.labels=[yea,navy]", ("label 'nay'", "data.labels", "did you mean 'navy'")),
     "labels that YAML turns into true and false": Case("RUN data.labels=[yes,no]", ("data.labels", "put quotes around them")),
     "more users than there are": Case("RUN data.users=70", ("data.users=70", "only 7 of 7")),
     # ------------------------------------------------------------ folders

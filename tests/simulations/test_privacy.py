@@ -89,10 +89,15 @@ def test_noise_makes_another_run(guarded: tuple[Path, Said], world: Any) -> None
         (("privacy=example", "privacy.example.noised=[private]"), "come back with the next"),
         (("privacy=example", "privacy.example.noised=[shared]"), "un-noised private adapter"),
         (("privacy=example", "privacy.accountant=gdp"), "under-estimates"),
+        (("privacy=example", "privacy.example.noised=[]"), "come back with the next"),
+        (("privacy=both", "weights=uniform", "privacy.example.noised=[shared]"), "un-noised private adapter"),
+        (("privacy=example", "data.name=files", "data.task=choice"), "data.labels is empty"),
+        (("privacy=user", "weights=uniform", "data.name=files", "data.task=choice"), "data.labels is empty"),
         (("privacy=user",), "weights must be"),
         (("privacy=user", "weights=uniform", "aggregator=flower.FedMedian"), "their sum"),
         (("privacy=user", "weights=uniform", "scheme=local_only"), "releases nothing"),
         (("privacy=user", "weights=uniform", "privacy.user.mechanism=banded"), "users_per_round"),
+        (("privacy=user", "weights=uniform", "privacy.user.mechanism=banded", "users_per_round=4"), "sampling=cyclic"),
     ],
 )
 def test_a_promise_that_would_not_hold_is_refused_with_its_reason(here: Path, settings: tuple[str, ...], word: str) -> None:
