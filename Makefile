@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results audit bench flower deployment secure lint types unit clean
+.PHONY: help env demo test results audit attacks bench flower deployment secure lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ results: env  ## the README's tables: three seeds with every control, on three d
 
 audit: env  ## attack the guarantees with canaries, into audit.json; without noise the attacks must succeed
 	$(PY) -m simulations audit
+
+attacks: env  ## what attacks read out of a release and an adapter, without noise and under guarantee E, into attacks.json
+	$(PY) -m simulations attack
 
 bench: env  ## speed against plain PEFT and Flower's Ray simulation, into bench.json; wants a quiet machine
 	$(PY) -m simulations bench

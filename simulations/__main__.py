@@ -268,6 +268,27 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))
+def attack(
+    scenario: SCENARIO = "demo",
+    overrides: OVERRIDES = None,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("attacks.json"),
+) -> None:
+    """Read users' data out of what would leave a node, without noise and under guarantee E.
+
+    Of SCENARIO the model, the data and the delta of guarantee E count; the adapters and the training are the attacks' own.
+    """
+    from simulations.attacks import suite
+    from simulations.training import open_world
+
+    scenario, overrides = _or_default(scenario, overrides, "demo")
+    quiet()
+    chosen = load(scenario, overrides)
+    found = suite.run(chosen, open_world(chosen), lambda so_far: suite.write(so_far, out))
+    _console().print(suite.table(found))
+    _say(f"figures: {out}")
+
+
 def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
     from simulations.compare import page, runs, table
 

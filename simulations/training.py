@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from client import base as bases
+from client import data
 from client.data.types import Dataset
 from client.node import Node
 from client.own_noise import OwnNoise
@@ -29,6 +32,14 @@ class World:
 
     base: bases.Base
     dataset: Dataset
+
+
+def open_world(scenario: Scenario) -> World:
+    """The base and the data that a scenario names."""
+    base = bases.load(scenario.model, scenario.engine.device)
+    if scenario.engine.threads:
+        torch.set_num_threads(scenario.engine.threads)
+    return World(base, data.load(scenario.data, base.tokenizer, scenario.seed))
 
 
 def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],

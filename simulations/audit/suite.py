@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
-from client import base as bases
-from client import data
 from client.base import Base
 from client.data.types import Dataset, Splits
 from configs.scenario import Scenario
@@ -20,7 +17,7 @@ from simulations.audit import cross_user, example, joint
 from simulations.audit.canary import Result, enough
 from simulations.audit.nodes import guarded
 from simulations.bench.world import TINY, encoded, random_ids, random_model
-from simulations.training import World
+from simulations.training import World, open_world
 from strategies.files import write_text
 from strategies.privacy import rules
 
@@ -49,7 +46,7 @@ def run(scenario: Scenario, quick: bool = False, done: Callable[[dict[str, Resul
     rules.refuse(guarded(scenario))
     count = Canaries(1024, 64) if quick else Canaries()
     scenario = replace(scenario, engine=replace(scenario.engine, cache="memory")) if quick else scenario
-    world = tiny() if quick else _named(scenario)
+    world = tiny() if quick else open_world(scenario)
     users, privacy = len(world.dataset.users), scenario.privacy
     enough(count.joint, privacy.user.epsilon, privacy.user.delta, "privacy.user")
     enough(min(users, count.cross_user), privacy.example.epsilon, privacy.example.delta, "privacy.example")
@@ -98,10 +95,3 @@ def table(found: Mapping[str, Result], quick: bool = False) -> Table:
         shown.add_row(f"{name}\n  [dim]{ABOUT[name]}[/]", f"{held}{x.bound:.2f}", f"{x.claimed:.2f}",
                       f"{seen}{x.bound_without_noise:.2f}", str(x.canaries))  # fmt: skip
     return shown
-
-
-def _named(scenario: Scenario) -> World:
-    base = bases.load(scenario.model, scenario.engine.device)
-    if scenario.engine.threads:
-        torch.set_num_threads(scenario.engine.threads)
-    return World(base, data.load(scenario.data, base.tokenizer, scenario.seed))
