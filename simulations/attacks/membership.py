@@ -37,7 +37,7 @@ from simulations.training import World
 from strategies.metrics import auc
 
 ADAPTER = Adapter(rank=4, alpha=8.0, layers=1, targets=("down_proj",))
-TRAINING = Local(optimizer="adamw", lr=1e-2, epochs=50, batch=worlds.ALL)  # until it knows its examples by heart
+TRAINING = Local(optimizer="adamw", lr=1e-2, epochs=50, batch=worlds.ALL)
 TRAININGS = 16  # D
 FALSE = 0.01  # share of the others that an attacker may take for members
 SURE = 15.0  # |x| beyond which a float32 loss tells nothing apart

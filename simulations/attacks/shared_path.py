@@ -12,7 +12,8 @@ the private block      the private adapter. e goes un-noised into the shared ada
 the shared block       the second release. e goes un-noised into the private adapter, under which D's gradients are other ones too
 =====================  =========================================================================================================
 
-and the run under guarantee E, with both noised. The guess is the likelihood ratio of the noise, which the attacker has from two runs
+and the run under guarantee E, with both noised: there the private adapter is looked at ("both"), or the first release, in which e
+itself is ("release"). The guess is the likelihood ratio of the noise, which the attacker has from two runs
 of their own without any. In the second run the server sends the same shared adapter twice.
 
 A promise has to hold for every D and every setting, so an attack may choose them: D moves nothing by itself (`neighbours`), and the
@@ -24,7 +25,6 @@ Shape suffixes: P numbers looked at, M trials.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from simulations.audit.bound import bound
 from simulations.audit.canary import coins, likelihood, silent
 from simulations.audit.nodes import flat, private
 from simulations.training import World
+from strategies.metrics import auc
 
 PAIRS = 24  # examples of D, by two
 ADAPTER = replace(worlds.LORA, rank=2)  # both: small, so that many trials take seconds
@@ -48,17 +49,17 @@ class Told:
 
     claimed: float  # epsilon of the noised block by itself
     trials: int
-    right: float  # share of right guesses; 0.5: none
+    auc: float  # 0.5: not at all
     bound: float  # epsilon is above this, with 95 % confidence (`audit.bound`); 0: nothing is shown
 
 
 def shared_path(scenario: Scenario, world: World, noised: str, epsilon: float, trials: int) -> Told:
-    """Tell from the private adapter ("private", "both") or from the second release ("shared") whether the example was there."""
+    """Tell whether the example was there; ``noised``: "private", "shared", "both" or "release"."""
     run, coin_M = _run(scenario, noised, epsilon), coins(trials, scenario.seed, "attack", noised)
     cases = neighbours(world)
     out_P, in_P = (_seen(worlds.unclaimed(run, ()), world, [x], noised) for x in cases)
     score_M = likelihood(_seen(run, world, [cases[int(there)] for there in coin_M], noised), out_P, in_P)
-    return Told(epsilon, trials, float(np.mean((score_M > 0) == coin_M)), bound(score_M, coin_M, scenario.privacy.example.delta))
+    return Told(epsilon, trials, auc(score_M, coin_M) or 0.5, bound(score_M, coin_M, scenario.privacy.example.delta))
 
 
 def neighbours(world: World) -> tuple[list[Encoded], list[Encoded]]:
@@ -78,13 +79,14 @@ def _run(scenario: Scenario, noised: str, epsilon: float) -> Scenario:
     run = replace(run, private_training=far, rounds=2) if noised == "shared" else replace(run, shared_training=far)
     level = replace(run.privacy.example, shared_clip=CLIP, private_clip=CLIP)
     run = replace(run, privacy=replace(run.privacy, example=level))
-    return run if noised == "both" else worlds.unclaimed(run, (noised,))
+    return run if noised in ("both", "release") else worlds.unclaimed(run, (noised,))
 
 
 def _seen(run: Scenario, world: World, trials: Sequence[Sequence[Encoded]], noised: str) -> Tensor:
     """What the attacker looks at in each trial, float64 [M, P]: every trial is a user of their own, with noise of their own."""
     with worlds.opened(run, world, {f"{i:04d}": examples for i, examples in enumerate(trials)}) as node:
-        worlds.train(node)
-        if noised == "shared":
-            return torch.stack([flat(x.update) for x in worlds.train(node, number=2).values()])
-        return torch.stack([private(node, user) for user in node.users()])
+        releases = worlds.train(node)
+        if noised in ("private", "both"):
+            return torch.stack([private(node, user) for user in node.users()])
+        releases = worlds.train(node, number=2) if noised == "shared" else releases
+        return torch.stack([flat(x.update) for x in releases.values()])

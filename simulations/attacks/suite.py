@@ -18,7 +18,12 @@ from strategies.files import write_text
 
 EPSILONS = (0.0, 8.0, 2.0)  # of guarantee E; 0: without noise
 CLAIMED, TRIALS = 1.0, 200  # of the attack through the block that is not noised
-NOISED = {"private": "only the private adapter noised", "shared": "only the shared adapter noised", "both": "both noised: E"}
+NOISED = {
+    "private": "only the private adapter noised",
+    "shared": "only the shared adapter noised",
+    "both": "both noised: E",
+    "release": "both noised: E, the release",
+}
 USERS = 10  # that each attack is tried on, at most
 Figures = dict[str, dict[str, dict[str, Any]]]  # attack -> what it was tried on -> figures
 
@@ -69,4 +74,4 @@ def _said(attack: str, x: dict[str, Any]) -> tuple[str, str]:
         return f"{x['found']:.1%} of {x['tokens']} tokens in {x['texts']} texts", f"{x['blind']:.2%}"
     if attack == "membership":
         return f"AUC {x['auc']:.3f}; {x['caught']:.1%} of members at 1 % false", "AUC 0.500; 1.0%"
-    return f"{x['right']:.1%} right; epsilon above {x['bound']:.2f}, where {x['claimed']:g} was paid", "50.0%"
+    return f"AUC {x['auc']:.3f}; epsilon above {x['bound']:.2f}, where {x['claimed']:g} was paid", "AUC 0.500"

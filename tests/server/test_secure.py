@@ -309,6 +309,7 @@ def test_a_node_takes_part_in_no_sum_that_hides_nothing(users: int, nodes: int) 
         (["scheme=local_only"], "releases nothing"),
         (["privacy=user", "privacy.user.mechanism=adaptive"], "only 'gaussian'"),
         (["privacy=user", "privacy.user.mechanism=local"], "only 'gaussian'"),
+        (["privacy=user", "privacy.user.mechanism=banded"], "only 'gaussian'"),
     ],
 )
 def test_what_no_secure_sum_can_do_is_one_sentence(settings: list[str], word: str) -> None:
