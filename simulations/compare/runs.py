@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
+from configs.errors import InputError
 from configs.scenario import Scenario
 from simulations import folders
 
@@ -17,7 +18,8 @@ Done = Callable[[str, int, int], None]  # (what is done, how many are, of how ma
 def run(scenarios: Mapping[str, Scenario], folder: Path, jobs: int = 0, done: Done = lambda _what, _at, _of: None) -> dict[str, Path]:
     """Run or resume each scenario in ``folder/<hash>``; returns where each is. What is finished is left as it is.
 
-    ``jobs``: so many at a time; 0: one for each CPU, as memory allows. One at a time runs in this process.
+    ``jobs``: so many at a time; 0: one for each CPU, as memory allows. One at a time runs in this process. Of several, one that fails
+    stops no other, and is raised at the end.
     """
     places = {key: folder / key for key in scenarios}
     for key, scenario in scenarios.items():
@@ -30,19 +32,19 @@ def run(scenarios: Mapping[str, Scenario], folder: Path, jobs: int = 0, done: Do
             _one(scenarios[key], places[key])
             done(key, at := at + 1, len(scenarios))
         return places
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads, failed = max(1, (os.cpu_count() or 1) // jobs), []
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin) as pool:
-        waiting = {}
-        for key in left:
-            narrow = replace(scenarios[key], engine=replace(scenarios[key].engine, threads=threads))
-            waiting[pool.submit(_one, narrow, places[key])] = key
-        try:
-            for future in as_completed(waiting):
-                future.result()
-                done(waiting[future], at := at + 1, len(scenarios))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        narrow = {key: replace(scenarios[key], engine=replace(scenarios[key].engine, threads=threads)) for key in left}
+        waiting = {pool.submit(_one, scenario, places[key]): key for key, scenario in narrow.items()}
+        for future in as_completed(waiting):
+            if error := future.exception():
+                failed.append((waiting[future], error))
+                continue
+            done(waiting[future], at := at + 1, len(scenarios))
+    for key, error in failed:
+        if not isinstance(error, InputError):
+            raise error
+        raise InputError(f"{places[key]}: {error}; {at} of {len(scenarios)} runs are done and stay")
     return places
 
 
