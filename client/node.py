@@ -70,8 +70,9 @@ class Split:
         return name if "/" in name else f"shared/{name}"
 
     def travels(self, key: str) -> bool:
-        """Whether a tensor is released in any round; one that never is, every node makes from the seed."""
-        return self.released(key, 1) or self.released(key, 2)
+        """Whether a tensor is ever released or carried by the server; one that never is, every node makes from the seed."""
+        carried = self.owner(key) == "shared" and released(key, self.aggregator.carried)
+        return self.released(key, 1) or self.released(key, 2) or carried
 
     def moves(self, key: str, phase: Phase, round_: int) -> bool:
         """Whether a tensor trains in a phase."""
@@ -238,8 +239,10 @@ class Node:
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
         out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
-        update = {self.split.name(k): (state[k] - received[k]).cpu() * weight for k in out}
-        return Release(update, weight if update else 0.0, 1, metrics)
+        update = {self.split.name(k): (state[k] - received[k]).cpu() for k in out}
+        if update and (at_home := self.split.aggregator.at_home):
+            update = at_home(task.round, {self.split.name(k): received[k].cpu() for k in out}, update)
+        return Release({n: v * weight for n, v in update.items()}, weight if update else 0.0, 1, metrics)
 
     def _received(self, task: Task) -> State:
         """Tensors that all users have in common, on the device: what the server sent, and what the seed makes."""

@@ -39,7 +39,8 @@ class Aggregator(NamedTuple):
     """A pure pair: how releases become the next shared adapter.
 
     ``init(shared) -> memory`` and ``apply(memory, shared, releases) -> (memory, shared)``; ``releases`` is consumed
-    once, inputs are unchanged, names, shapes and dtypes of ``shared`` are kept.
+    once, inputs are unchanged, names, shapes and dtypes of ``shared`` are kept. ``at_home(round, received, update) -> update``
+    is what a node does to a user's update before it is weighted, clipped and sent; it sees what is released, and no more.
     """
 
     init: Callable[[State], State]
@@ -48,10 +49,14 @@ class Aggregator(NamedTuple):
     linear: bool  # needs only the sum of releases: a node may send one sum
     paper: str
     exact: bool = False  # the aggregate is the ideal one, sum_k p_k B_k A_k
+    invariant: bool = False  # the aggregate B A depends on the users' B_k A_k alone, not on how each is written as a product
     individual: bool = False  # must see each user's tensors
     mutates_base: bool = False
     phases: int = 1  # exchanges per round
-    hetero_rank: bool = False
+    hetero_rank: bool = False  # a release may have fewer ranks than the shared adapter
+    paired: bool = False  # works on the two factors of a LoRA together: where both are not shared, there is nothing to do
+    carried: tuple[str, ...] = ()  # factors that no user trains and the server changes, so that they are sent
+    at_home: Callable[[int, State, State], State] | None = None
     per_user_down: bool = False
     stateful: bool = False  # has a memory that is checkpointed
 

@@ -1,38 +1,87 @@
 """The registry of aggregators: one file and one line each."""
 
+import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from configs.errors import unknown
+from configs.errors import InputError, unknown
+from strategies.aggregators.fedadagrad import fedadagrad
 from strategies.aggregators.fedadam import fedadam
 from strategies.aggregators.fedavgm import fedavgm
 from strategies.aggregators.fedit import fedit
+from strategies.aggregators.fedrot import fedrot
+from strategies.aggregators.fedsvd import fedsvd
+from strategies.aggregators.fedyogi import fedyogi
 from strategies.aggregators.ffa import ffa
+from strategies.aggregators.flexlora import flexlora
+from strategies.aggregators.geometric_median import geometric_median
+from strategies.aggregators.hetlora import hetlora
+from strategies.aggregators.krum import krum
+from strategies.aggregators.lora_fair import lora_fair
+from strategies.aggregators.median import median
+from strategies.aggregators.multi_krum import multi_krum
+from strategies.aggregators.norm_clip import norm_clip
+from strategies.aggregators.rolora import rolora
+from strategies.aggregators.task_arithmetic import task_arithmetic
+from strategies.aggregators.ties import ties
+from strategies.aggregators.trimmed_mean import trimmed_mean
 from strategies.base import Aggregator
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "fedadagrad": fedadagrad,
     "fedadam": fedadam,
     "fedavgm": fedavgm,
     "fedit": fedit,
+    "fedrot": fedrot,
+    "fedsvd": fedsvd,
+    "fedyogi": fedyogi,
     "ffa": ffa,
+    "flexlora": flexlora,
+    "geometric_median": geometric_median,
+    "hetlora": hetlora,
+    "krum": krum,
+    "lora_fair": lora_fair,
+    "median": median,
+    "multi_krum": multi_krum,
+    "norm_clip": norm_clip,
+    "rolora": rolora,
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "trimmed_mean": trimmed_mean,
 }
 
 
 FLOWER = "flower."  # "flower.FedYogi": one of Flower's own strategies, which the server runs
 
 
-def build(name: str, options: dict[str, float]) -> Aggregator:
-    """Look an aggregator up by name and give it its options. Raises `InputError` for an unknown name or option."""
+def build(name: str, options: Mapping[str, float]) -> Aggregator:
+    """Look an aggregator up by name and give it its options; ``package.module.function`` names one that is not registered.
+
+    Raises `InputError` for an unknown name or option.
+    """
     if name.startswith(FLOWER):
         return of_flower(_not_here, _not_here)
-    if name not in AGGREGATORS:
-        raise unknown("aggregator", name, AGGREGATORS)
-    known = inspect.signature(AGGREGATORS[name]).parameters
+    maker = AGGREGATORS[name] if name in AGGREGATORS else _imported(name)
+    known = inspect.signature(maker).parameters
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)
-    return AGGREGATORS[name](**options)
+    return maker(**options)
+
+
+def _imported(path: str) -> Callable[..., Aggregator]:
+    """A function by its import path. Nothing is called that does not say that it returns an `Aggregator`."""
+    module, dot, function = path.rpartition(".")
+    if not dot:
+        raise unknown("aggregator", path, AGGREGATORS)
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise InputError(f"aggregator '{path}': {error}") from None
+    if not inspect.isfunction(found) or inspect.signature(found).return_annotation not in (Aggregator, "Aggregator"):
+        raise InputError(f"aggregator '{path}' must be a function that is annotated with '-> Aggregator'")
+    return cast(Callable[..., Aggregator], found)
 
 
 def of_flower(init: Callable[..., Any], apply: Callable[..., Any]) -> Aggregator:
