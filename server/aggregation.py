@@ -1,12 +1,13 @@
 """From a scenario to the aggregator that the server runs: one of ours, or a strategy of Flower's."""
 
 from configs.scenario import Scenario
-from strategies import aggregators
+from strategies import aggregators, fit
 from strategies.base import Aggregator
 
 
 def build(scenario: Scenario) -> Aggregator:
-    """Look up the scenario's aggregator. Raises `InputError` for an unknown name or option."""
+    """Look up the scenario's aggregator. Raises `InputError` for an unknown name or option, and where it would have nothing to do."""
+    fit.refuse(scenario)
     if scenario.aggregator.startswith(aggregators.FLOWER):
         from server.flower_aggregator import aggregator  # a run that needs nothing of Flower's does not wait for its import
 

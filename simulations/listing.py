@@ -40,6 +40,7 @@ def entries() -> Iterator[tuple[str, str, str]]:
         about = _with(_about(aggregator), aggregator().paper)
         yield "aggregator", name, about + (f", aggregator_options: {options}" if options else "")
     yield "aggregator", f"{FLOWER}<Class>", f"a strategy of flwr.serverapp.strategy, e.g. {FLOWER}FedAdam, or an import path"
+    yield "aggregator", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, kind in KINDS.items():
         yield "private.kind", name, _about(kind.init)
     yield "private.kind", "prompt", _about(prompt.init_prompt)

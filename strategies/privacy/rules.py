@@ -118,6 +118,12 @@ def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
         )
     if level.mechanism == "banded" and scenario.users_per_round and scenario.sampling != "cyclic":
         yield "privacy.user.mechanism=banded needs a user's rounds to lie apart; set sampling=cyclic"
+    factors = aggregators.build(scenario.aggregator, scenario.aggregator_options).factors
+    if level.mechanism == "banded" and factors(1) != factors(2):
+        yield (
+            f"privacy.user.mechanism=banded lets the noise of one round undo that of another, and aggregator '{scenario.aggregator}' "
+            "releases other tensors in every other round; use another aggregator, or privacy.user.mechanism=gaussian"
+        )
     if level.mechanism == "banded" and not scenario.users_per_round:
         yield "privacy.user.mechanism=banded needs rounds without a user; set users_per_round and sampling=cyclic"
 

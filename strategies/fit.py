@@ -1,0 +1,34 @@
+"""Whether an aggregator has something to do on what a scheme shares."""
+
+from collections.abc import Iterator
+
+from configs.errors import InputError
+from configs.scenario import Scenario
+from strategies import aggregators, schemes
+
+FACTORS = ("lora_A", "lora_B")
+
+
+def refuse(scenario: Scenario) -> None:
+    """Raise `InputError` where a scenario's aggregator would find nothing to work on."""
+    for sentence in problems(scenario):
+        raise InputError(sentence)
+
+
+def problems(scenario: Scenario) -> Iterator[str]:
+    """What keeps the aggregator from its work, a sentence each. A scheme that shares nothing has none: nobody asks it to aggregate."""
+    scheme, chosen = schemes.build(scenario.scheme), aggregators.build(scenario.aggregator, scenario.aggregator_options)
+    kinds, said = {"shared": scenario.shared.kind, "private": scenario.private.kind}, f"aggregator '{scenario.aggregator}'"
+    trained = {factor for number in (1, 2) for factor in chosen.factors(number)}
+    common = {block: {f for f in FACTORS if scheme.owner(block, f"x.{f}.weight") == "shared"} for block in scheme.blocks}
+    for block, factors in common.items():
+        if kinds[block] == "lora" and factors and not factors & trained:
+            yield f"{said} trains {_all(trained)} only, and scheme '{scenario.scheme}' shares {_all(factors)} of {block}; use fedit"
+    if chosen.paired and "shared" in common and kinds["shared"] != "lora":
+        yield f"{said} works on LoRA's two factors, and shared.kind={kinds['shared']} has none; use fedit, which is exact there"
+    if chosen.paired and "shared" in common and common["shared"] != set(FACTORS):
+        yield f"{said} works on LoRA's two factors, and scheme '{scenario.scheme}' shares {_all(common['shared'])} only; use fedit"
+
+
+def _all(names: set[str]) -> str:
+    return " and ".join(sorted(names)) or "none"
