@@ -11,6 +11,7 @@ from client.data import SOURCES
 from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
+from strategies.base import Aggregator
 from strategies.schemes import SCHEMES
 
 
@@ -37,7 +38,7 @@ def entries() -> Iterator[tuple[str, str, str]]:
         yield "scheme", name, _with(_about(scheme), scheme().paper)
     for name, aggregator in AGGREGATORS.items():
         options = ", ".join(inspect.signature(aggregator).parameters)
-        about = _with(_about(aggregator), aggregator().paper)
+        about = f"{_with(_about(aggregator), aggregator().paper)}; {', '.join(flags(aggregator()))}"
         yield "aggregator", name, about + (f", aggregator_options: {options}" if options else "")
     yield "aggregator", f"{FLOWER}<Class>", f"a strategy of flwr.serverapp.strategy, e.g. {FLOWER}FedAdam, or an import path"
     yield "aggregator", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
@@ -48,6 +49,14 @@ def entries() -> Iterator[tuple[str, str, str]]:
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():
         yield "controls", name, meaning
+
+
+def flags(aggregator: Aggregator) -> list[str]:
+    """What an aggregator says of itself, in words: what is trained, then its capabilities."""
+    turns = [" and ".join(f.removeprefix("lora_") for f in aggregator.factors(number)) for number in (1, 2)]
+    names = ("linear", "exact", "invariant", "individual", "hetero_rank", "paired", "stateful")
+    carried = [f"{factor.removeprefix('lora_')} by the server" for factor in aggregator.carried]
+    return [" then ".join(dict.fromkeys(turns)), *carried, *(name for name in names if getattr(aggregator, name))]
 
 
 def _about(documented: object) -> str:
