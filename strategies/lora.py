@@ -63,11 +63,15 @@ def mean_products(shared: State, releases: Iterable[Release],
 
 def plus(one: Product, other: Product) -> Product:
     """The sum: factors side by side, and written anew with min(O, I) ranks once they have twice as many."""
-    both = Product(torch.cat([one.b_OR, other.b_OR], 1), torch.cat([one.a_RI, other.a_RI]))
-    if both.b_OR.shape[1] <= 2 * min(both.b_OR.shape[0], both.a_RI.shape[1]):
-        return both
-    u_OQ, s_Q, v_QI = svd(both)
-    return Product(u_OQ * s_Q, v_QI)
+    b_OR, a_RI = torch.cat([one.b_OR, other.b_OR], 1), torch.cat([one.a_RI, other.a_RI])
+    (outputs, ranks), inputs = b_OR.shape, a_RI.shape[1]
+    if ranks <= 2 * min(outputs, inputs):
+        return Product(b_OR, a_RI)
+    if outputs < inputs:
+        p_OO, x_OR = torch.linalg.qr(b_OR)
+        return Product(p_OO, x_OR @ a_RI)
+    q_II, y_IR = torch.linalg.qr(a_RI.T)
+    return Product(b_OR @ y_IR.T, q_II.T)
 
 
 def svd(product: Product) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,8 +60,9 @@ def test_an_svd_by_way_of_the_triangles_is_that_of_the_product(o: int, r: int, i
     torch.testing.assert_close(product_norm(b, a), (b @ a).norm())
 
 
-def test_any_number_of_products_adds_up_exactly_in_factors_that_stay_narrow() -> None:
-    each = [Product(randn(5, 2, seed=k), randn(2, 8, seed=100 + k)) for k in range(40)]
+@pytest.mark.parametrize(("o", "i"), [(5, 8), (8, 5)])
+def test_any_number_of_products_adds_up_exactly_in_factors_that_stay_narrow(o: int, i: int) -> None:
+    each = [Product(randn(o, 2, seed=k), randn(2, i, seed=100 + k)) for k in range(40)]
     total = each[0]
     for one in each[1:]:
         total = plus(total, one)
