@@ -9,16 +9,17 @@ A node keeps the users that ``users`` in its node config names (by commas), or i
 (``partition-id`` of ``num-partitions``: every so manieth one), or all that its data has. What differs from machine to machine
 the node config may say instead of the scenario: ``data-path`` for ``data.path``, ``device`` for ``engine.device``.
 
-Under guarantee E a node draws its noise from the operating system and books it in ``$HOMING_HOME/ledger.sqlite``, for all runs, before
-it trains. A node that is only played, by a worker of Ray or with ``noise="seed"`` in its config, draws from the scenario's seed, as one
-fused process does, and has a ledger for each run beside its private adapters: its promises are those of a simulation.
+Under guarantee E, and under U where users noise their own releases, a node draws its noise from the operating system and books it in
+``$HOMING_HOME``, for all runs, before it trains. Under U otherwise it clips each of its users and leaves the rest to the server. A
+node that is only played, by a worker of Ray or with ``noise="seed"`` in its config, draws from the scenario's seed, as one fused
+process does, and has ledgers for each run beside its private adapters: its promises are those of a simulation.
 """
 
 import copy
 import functools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client import outgoing, secure, secure_wire, wire
+from client import ledgers, outgoing, own_noise, secure, secure_wire, wire
 from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
 from client.private import PrivateStore, folder_name
-from client.purse import Purse
 from configs.errors import InputError, nearest
 from configs.scenario import Scenario, scenario_hash
 from strategies.admission import refusal
 from strategies.base import Release
 from strategies.files import home
 from strategies.privacy import rules
-from strategies.privacy.ledger import LEDGER, Ledger
+from strategies.privacy.noise import declared
 
 app = ClientApp()
 
@@ -69,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
         node = open_kept(context, order.run)
         if node.scenario.privacy.secure:
             raise InputError("privacy.secure: this node lets an update out under masks only")
-        with purse(node, order.run, simulated(context.node_config)) as node.purse:
+        with spending(node, order.run, simulated(context.node_config)):
             releases: Iterable[Release] = door.bare(_trained(node, order))
             if node.split.aggregator.linear:
                 limit = node.scenario.max_release_norm
@@ -81,16 +81,15 @@ def train(message: Message, context: Context) -> Message:
 @app.train(secure_wire.ACTION)
 def train_secure(message: Message, context: Context) -> Message:
     """Train the users that the order names, keep the sum of what they release here, and advertise keys for its masks."""
-    door = _door(context)
+    door, played = _door(context), simulated(context.node_config)
     with door.closed_to_errors():
         order, call, me = secure_wire.decode_begin(message.content)
         node = open_kept(context, order.run)
-        if node.scenario.privacy.of_users:
-            order = replace(order, task=replace(order.task, bound=node.scenario.privacy.user.clip))
         how = secure.form(node.scenario, node.split.aggregator, order.task, call)
-        with purse(node, order.run, simulated(context.node_config)) as node.purse:
+        bits = secure.seeded(node.scenario, order.task, order.users[0]) if played else None
+        with spending(node, order.run, played):
             releases = door.bare(_trained(node, order))
-            vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users))
+            vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users), bits)
         answer = secure.begin(_sums(order.run, me), how.terms, me, vector_M)
         return door.reply(message, secure_wire.encode_answer(answer), {})
 
@@ -127,6 +126,7 @@ def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
     strangers = [user for user in order.users if user not in node.dataset.users]
     if strangers:
         raise InputError(f"this node keeps no user '{strangers[0]}'")
+    own_noise.check(node.scenario, order.task)
     return node.train(order.task, order.users)
 
 
@@ -148,25 +148,15 @@ def open_kept(context: Context, run: str) -> Node:
     return node
 
 
-@contextmanager
-def purse(node: Node, run: str, played: bool) -> Iterator[Purse | None]:
-    """What a node spends from in a run: one ledger for all that it promises in its life, another where it promises nothing real."""
-    scenario = node.scenario
-    if not scenario.privacy.of_examples:
-        yield None
-        return
-    for_life = not played and scenario.privacy.promises
-    folder = home() if for_life else node.store.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with Ledger(folder / LEDGER) as ledger:
-        yield Purse(scenario, ledger, scenario_hash(scenario) if played else run, keyed=played)
+def spending(node: Node, run: str, played: bool) -> AbstractContextManager[None]:
+    """Open what a node spends from in a run: ledgers for all that it promises in its life, others where it promises nothing real."""
+    for_life = not played and node.scenario.privacy.promises
+    return ledgers.opened(node, home() if for_life else node.store.folder, scenario_hash(node.scenario) if played else run, played)
 
 
 def simulated(node_config: Mapping[str, Any]) -> bool:
     """Whether this node is only played. A SuperNode is not, unless its own config has ``noise="seed"``; no server can ask for it."""
-    source, ray = str(node_config.get("noise", "")), sys.modules.get("ray")
-    if source not in ("", "seed", "system"):
-        raise InputError(f"noise in the node config must be 'system' or 'seed', got '{source}'{nearest(source, ('system', 'seed'))}")
+    source, ray = declared("node", node_config.get("noise", "")), sys.modules.get("ray")
     return source == "seed" or (not source and ray is not None and ray.is_initialized())
 
 
@@ -213,7 +203,6 @@ def _asked(context: Context) -> Scenario:
     """The run's scenario, which this node does not take part in if a promise of it would not hold."""
     scenario = _scenario(context.run_id, *_text(context.run_config, "scenario", "overrides"))
     rules.refuse(scenario)
-    rules.refuse_over_flower(scenario)
     outgoing.agree(scenario, context.node_config)
     return scenario
 

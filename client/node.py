@@ -30,6 +30,7 @@ from strategies import aggregators, schemes
 from strategies.base import Phase, Release, Task, released
 from strategies.privacy import budget
 from strategies.privacy.events import Event
+from strategies.privacy.joint import at_home
 from strategies.tree import State, generator
 
 Noises = dict[str, list[float]]  # user -> noise multiplier of each phase of a round
@@ -136,9 +137,10 @@ class Node:
     def _train_chunk(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         began, work = time.perf_counter(), Work()
         received, phases = self._received(task), self._phases(task)
-        parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in users}
-        users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (users, {})
-        users = self._paying(task, users)
+        paying = self._paying(task, users)
+        parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in paying}
+        users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (paying, {})
+        yield from self._silent(task, received, [user for user in paying if user not in users])
         if not users:
             return
         states = [self._state(user, task, received) for user in users]
@@ -180,7 +182,7 @@ class Node:
 
     def _own_noise(self) -> OwnNoise | None:
         """What guards users' releases here, where that is not the server."""
-        if not (self.scenario.privacy.of_users and self.scenario.privacy.user.mechanism == "local"):
+        if not at_home(self.scenario):
             return None
         if self.own is None:
             raise RuntimeError("a node whose users noise their own releases needs a source of that noise")
@@ -193,6 +195,11 @@ class Node:
             return users
         allowed = own.book(task, users)
         return [user for user in users if user in allowed]
+
+    def _silent(self, task: Task, received: State, users: Sequence[str]) -> Iterator[Release]:
+        """What users send who have nothing to say: noise, where it is their own, so that nobody can tell."""
+        for user in users if self._own_noise() and "shared" in task.turns else ():
+            yield self._guarded(task, user, self._release(task, user, received, received, {}))
 
     def _guarded(self, task: Task, user: str, release: Release) -> Release:
         """The release as guarantee U lets it out."""

@@ -3,13 +3,14 @@
 | | simulated, or without a guarantee | deployed under a guarantee |
 |---|---|---|
 | the users' names | yes | yes |
-| updates of the shared adapter, their weights, how many users | yes | yes: noised; that there are so many examples is not hidden |
+| updates of the shared adapter, their weights, how many users | yes | yes: noised, or clipped for a server that noises their sum |
+| how many users are within an adaptive bound | yes | yes, where there is one: the server noises it |
 | ``counters``: tokens, examples, loss, steps, seconds | yes | where ``privacy.waive`` has them |
-| under ``privacy.secure``: messages of masks, instead of the two above | yes | yes: the sum that they give is noised |
+| under ``privacy.secure``: messages of masks, instead of the three above | yes | yes: the sum that they give is noised |
 | ``scores``: the rows of an evaluation | yes | where ``privacy.waive`` has them |
 | what went wrong | yes | no, as a sentence may quote data: it stands in the node's own log |
 
-That an answer comes, and when, tells something that no guarantee here covers.
+Guarantee E does not hide how many examples there are. That an answer comes, and when, tells something that no guarantee here covers.
 """
 
 import logging
@@ -25,6 +26,8 @@ from client.wire import WireError
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies.base import Release
+from strategies.privacy.joint import needed
+from strategies.privacy.user_level import BIT
 from strategies.tree import State
 
 BESIDE = ("counters", "scores")  # what `privacy.waive` may name
@@ -41,10 +44,15 @@ class Door:
 
     lets: tuple[str, ...] = ()  # of `BESIDE`
     tells: bool = False  # what went wrong
+    bit: bool = False  # how many users are within an adaptive bound
+
+    def sums(self) -> tuple[str, ...]:
+        """The numbers that go along with a release."""
+        return (wire.METRICS if "counters" in self.lets else ()) + ((BIT,) if self.bit else ())
 
     def bare(self, releases: Iterable[Release]) -> Iterator[Release]:
-        """The releases, without their counters where these stay here."""
-        return (r if "counters" in self.lets else replace(r, metrics={}) for r in releases)
+        """The releases, without the numbers that stay here."""
+        return (replace(r, metrics={n: v for n, v in r.metrics.items() if n in self.sums()}) for r in releases)
 
     def reply(self, message: Message, content: RecordDict, shared: State) -> Message:
         """The answer to a message. ``shared`` is what the order carried.
@@ -68,9 +76,10 @@ class Door:
 
 def door(scenario: Scenario, simulated: bool) -> Door:
     """The door of a node in a run of this scenario."""
+    bit = needed(scenario) and scenario.privacy.user.mechanism == "adaptive"
     if simulated or not scenario.privacy.promises:
-        return Door(BESIDE, True)
-    return Door(scenario.privacy.waive)
+        return Door(BESIDE, True, bit)
+    return Door(scenario.privacy.waive, bit=bit)
 
 
 def agree(scenario: Scenario, node_config: Mapping[str, Any]) -> None:
@@ -108,7 +117,7 @@ def _kept(_door: Door, content: RecordDict, _shared: State) -> RecordDict:
 
 def _releases(door: Door, content: RecordDict, shared: State) -> RecordDict:
     found = wire.decode_releases(content)
-    if "counters" not in door.lets and any(r.metrics for r in found):
+    if any(r.metrics.keys() - set(door.sums()) for r in found):
         raise WireError("counters stay here: privacy.waive does not name them")
     for name, value in ((n, v) for r in found for n, v in r.update.items()):
         if name not in shared or value.shape != shared[name].shape:

@@ -6,17 +6,27 @@
 | local | clips, noises and books it: nobody has to be trusted | adds up |
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies.base import Release, Task
 from strategies.privacy import joint, local
-from strategies.privacy.accounting import SpentError
+from strategies.privacy.accounting import unless_spent
 from strategies.privacy.joint import Cohorts, Plan
 from strategies.privacy.ledger import Ledger, Spend
 from strategies.privacy.noise import source
 from strategies.privacy.user_level import bounded
+
+
+def check(scenario: Scenario, task: Task) -> None:
+    """Raise `InputError` where a server asks for releases under another bound than the scenario's: only an adaptive one moves."""
+    level, moves = scenario.privacy.user, scenario.privacy.user.mechanism == "adaptive"
+    if joint.needed(scenario) and not (0 < task.bound < math.inf if moves else task.bound == level.clip):
+        wanted = "positive and finite" if moves else f"privacy.user.clip={level.clip:g}"
+        raise InputError(f"bound of an order must be {wanted}, got {task.bound:g}")
 
 
 def clipped(release: Release, task: Task) -> Release:
@@ -42,17 +52,14 @@ class OwnNoise:
         """One user's noise, the same in every round, whatever is booked in between; None where earlier runs have left no budget."""
         key = (user, participations)
         if key not in self.known:
-            alone = Cohorts(1, self.scenario.rounds, 1, participations, 1)
-            try:
-                self.known[key] = joint.plan(self.scenario, alone, self.ledger.history(user, besides=self.run))
-            except SpentError:
-                self.known[key] = None
+            alone, spent = Cohorts(1, self.scenario.rounds, 1, participations, 1), self.ledger.history(user, besides=self.run)
+            self.known[key] = unless_spent(lambda: joint.plan(self.scenario, alone, spent))
         return self.known[key]
 
     def book(self, task: Task, users: Sequence[str]) -> frozenset[str]:
         """Commit what each user's release of a round costs; returns those whose budget allows it. Only they may release."""
         plans = ((user, self.plan(user, task.participations)) for user in users)
-        costs = ((user, joint.event(plan, task.round)) for user, plan in plans if plan)
+        costs = ((user, joint.event(plan)) for user, plan in plans if plan)
         spends = [Spend(user, self.run, task.round, joint.WHAT, cost, self.keyed) for user, cost in costs]
         level = self.scenario.privacy.user
         return self.ledger.spend_within(spends, level.epsilon, level.delta, self.scenario.privacy.accountant)

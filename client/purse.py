@@ -7,7 +7,7 @@ from client.dpsgd import Guard
 from configs.scenario import Scenario
 from strategies.base import Phase, Scheme
 from strategies.privacy import budget
-from strategies.privacy.accounting import SpentError
+from strategies.privacy.accounting import unless_spent
 from strategies.privacy.events import Event
 from strategies.privacy.ledger import Ledger, Spend
 from strategies.privacy.noise import Noise, source
@@ -43,10 +43,7 @@ class Purse:
         key = (user, participations)
         if key not in self.known:
             spent = self.ledger.history(user, besides=self.run)
-            try:
-                self.known[key] = budget.noise(self.scenario, examples, participations, spent)
-            except SpentError:
-                self.known[key] = None
+            self.known[key] = unless_spent(lambda: budget.noise(self.scenario, examples, participations, spent))
         return self.known[key]
 
     def book(self, round_: int, scheme: Scheme, costs: Mapping[str, Mapping[str, Event]]) -> frozenset[str]:

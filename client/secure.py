@@ -98,6 +98,11 @@ def vector(scenario: Scenario, task: Task, how: Form, releases: Iterable[Release
     return torch.cat([total_D, *(_limbs(count) for count in counts.values())])
 
 
+def seeded(scenario: Scenario, task: Task, first: str) -> Bits:
+    """The noise of a node that is only played: the seed's, by the ``first`` of its users, so that a repeated round is the same."""
+    return keyed(generator(scenario.seed, task.round, first, "secure"))
+
+
 def read(sum_M: Tensor, how: Form, users: int, denominator: float = 0.0) -> Release | None:
     """The sum as one release; None where nobody is in it.
 

@@ -3,11 +3,11 @@
 =============  ==============  =============================================================================
 record         direction       holds
 =============  ==============  =============================================================================
-``order``      to the node     round, turns, epochs, participations, run, users; part and controls to evaluate
+``order``      to the node     round, turns, epochs, participations, bound, run, users; part and controls to evaluate
 ``shared``     to the node     the shared adapter, float32
 ``kept``       to the server   the users that a node keeps, of how many nodes it is one, if it is only played, what it lets out
 ``update.N``   to the server   the N-th release's tensors, float32
-``release.N``  to the server   its weight, its number of users and the sums in `METRICS`
+``release.N``  to the server   its weight, its number of users and the sums in `SUMS`
 ``who.N``      to the server   evaluation: the users of a table whose rows have equal columns
 ``scores.N``   to the server   its columns; NaN stands for a number that is undefined
 =============  ==============  =============================================================================
@@ -27,13 +27,15 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from configs.scenario import Scenario, load
 from strategies.base import Release, Task
+from strategies.privacy.user_level import BIT
 from strategies.tree import State
 
-METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users; no other number of a release leaves a node
+METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users
+SUMS = (*METRICS, BIT)  # and the users within an adaptive bound; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
-ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "run": str, "users": list[str], "part": str,
-         "controls": list[str]}  # fmt: skip
+ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "run": str, "users": list[str],
+         "part": str, "controls": list[str]}  # fmt: skip
 
 
 class WireError(ValueError):
@@ -80,6 +82,7 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
         "turns": list(task.turns),
         "epochs": -1 if task.epochs is None else task.epochs,  # Flower has no None
         "participations": task.participations,
+        "bound": float(task.bound),
         "run": order.run,
         "users": list(order.users),
         "part": order.part,
@@ -94,7 +97,7 @@ def decode_order(content: RecordDict) -> Order:
     said = fields_of(content, "order", ORDER)
     epochs = None if said["epochs"] < 0 else said["epochs"]
     shared = _state(record_of(content, "shared", ArrayRecord))
-    task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"])
+    task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"], said["bound"])
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
 
 
@@ -118,7 +121,7 @@ def decode_kept(content: RecordDict) -> Kept:
 
 
 def encode_releases(releases: Iterable[Release], shared: Container[str]) -> RecordDict:
-    """Write releases, or a node's one sum of them. Metrics other than `METRICS` stay home.
+    """Write releases, or a node's one sum of them. Metrics other than `SUMS` stay home.
 
     Raises `WireError` for a tensor that is none of the shared adapter's: whatever went wrong before, it does not leave.
     """
@@ -126,7 +129,7 @@ def encode_releases(releases: Iterable[Release], shared: Container[str]) -> Reco
     for index, release in enumerate(releases):
         if hidden := [name for name in release.update if name not in shared]:
             raise WireError(f"'{hidden[0]}' is no tensor of the shared adapter and stays here")
-        sums = {name: float(release.metrics[name]) for name in METRICS if name in release.metrics}
+        sums = {name: float(release.metrics[name]) for name in SUMS if name in release.metrics}
         content[f"update.{index}"] = encode_state(release.update)
         content[f"release.{index}"] = MetricRecord({"weight": float(release.weight), "users": release.users, **sums})
     return content
@@ -161,7 +164,7 @@ def decode_rows(content: RecordDict) -> list[dict[str, Any]]:
 
 def _release(content: RecordDict, index: int) -> Release:
     numbers: Any = dict(record_of(content, f"release.{index}", MetricRecord))
-    if not {"weight", "users"} <= numbers.keys() <= {"weight", "users", *METRICS}:
+    if not {"weight", "users"} <= numbers.keys() <= {"weight", "users", *SUMS}:
         raise WireError(f"a release says {sorted(numbers)}")
     if any(isinstance(v, list) or not math.isfinite(v) for v in numbers.values()):
         raise WireError("a number of a release is none")

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from client import base as bases
 from client import wire
 from client.node import split
 from configs.errors import InputError
-from configs.scenario import Scenario, label
+from configs.scenario import Scenario, label, scenario_hash
 from server import aggregation, checkpoint, rounds
 from server.finish import finish
 from server.grid import GridRuntime
+from server.joint import PLAN, Joint, kept
 from server.secure_grid import SecureGridRuntime
-from strategies.base import Task
+from strategies.base import Aggregator, Task
 from strategies.files import home, write_text
 from strategies.privacy import rules
+from strategies.privacy.joint import needed
+from strategies.privacy.ledger import JOINT
+from strategies.privacy.noise import declared
 from strategies.tree import State
 
 log = logging.getLogger("flwr.homing")
@@ -37,34 +42,39 @@ def main(grid: Grid, context: Context) -> None:
     try:
         scenario = wire.scenario_of(context.run_config)
         out = str(context.run_config.get("out", "")) or label(scenario)
-        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), int(context.run_config.get("nodes", 0)))
+        nodes, noise = int(context.run_config.get("nodes", 0)), declared("run", context.run_config.get("noise", ""))
+        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), nodes, noise)
     except InputError as error:
         log.error("error: %s", error)
         raise
     log.info("report: %s", page)
 
 
-def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0) -> Path:
-    """Run or resume a scenario on a grid, evaluate its last round and write the report. Returns the page's path."""
-    with checkpoint.held(folder):
-        return _run(scenario, grid, folder, nodes)
+def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0, noise: str = "") -> Path:
+    """Run or resume a scenario on a grid, evaluate its last round and write the report. Returns the page's path.
 
-
-def _run(scenario: Scenario, grid: Grid, folder: Path, nodes: int) -> Path:
+    ``noise``: where that of guarantee U comes from, "system" or "seed"; "": the seed where all nodes are only played, else the system.
+    """
     rules.refuse(scenario)
-    rules.refuse_over_flower(scenario)
-    clock = {"load": time.perf_counter()}
     aggregator = aggregation.build(scenario)
+    with checkpoint.held(folder):
+        return _run(scenario, aggregator, grid, folder, nodes, noise)
+
+
+def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, nodes: int, noise: str) -> Path:
+    clock = {"load": time.perf_counter()}
     checkpoint.begin(folder, scenario)
     shared = _start(scenario, folder)
     clock["nodes"] = time.perf_counter()
     runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), nodes)
     log.info("%s: %d users on %d nodes; %s", scenario.name, len(runtime.users()), len(runtime.homes()), folder)
-    if note(folder, runtime) and scenario.privacy.promises:
-        log.warning("the noise of a node comes from the seed: this run is a simulation and protects nobody")
+    known = note(folder, runtime, noise)
+    if known["simulated"] and scenario.privacy.promises:
+        log.warning("some of the noise comes from the seed: this run is a simulation and protects nobody")
     clock["rounds"] = time.perf_counter()
-    nodes_or_sums = SecureGridRuntime(runtime, scenario) if scenario.privacy.secure else runtime
-    state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe)
+    with _joint(scenario, folder, runtime, known["noise"] == "seed") as joint:
+        nodes_or_sums = SecureGridRuntime(runtime, scenario, joint.plan if joint else None) if scenario.privacy.secure else runtime
+        state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe, joint)
     clock["test"] = time.perf_counter()
     table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls) or unknown(runtime.users())
     clock["end"] = time.perf_counter()
@@ -79,17 +89,28 @@ def run_of(folder: Path, run_id: int) -> str:
     return json.loads(path.read_text())["run"]
 
 
-def note(folder: Path, runtime: GridRuntime) -> bool:
-    """Keep, for the report, whether any node was only played, which is returned, and what nodes let out beside releases.
+def note(folder: Path, runtime: GridRuntime, noise: str) -> dict[str, Any]:
+    """Keep where the server's noise comes from, whether any of the run's noise is the seed's, and what nodes let out beside releases.
 
-    Where a run is resumed on other nodes, what any of them was and did.
+    Where a run is resumed on other nodes, what any of them was and did. Raises `InputError` where ``noise`` is not what the run has.
     """
     path = folder / "flower.json"
     known = json.loads(path.read_text())
-    known["simulated"] = known.get("simulated", False) or runtime.simulated()
+    if noise and (before := known.get("noise", noise)) != noise:
+        raise InputError(f"noise in the run config must be '{before}', with which this run began, got '{noise}'")
+    known.setdefault("noise", noise or ("seed" if all(said.simulated for said in runtime.kept().values()) else "system"))
+    known["simulated"] = known.get("simulated", False) or known["noise"] == "seed" or runtime.simulated()
     known["lets"] = sorted({*known.get("lets", ()), *runtime.lets()})
     write_text(path, json.dumps(known))
-    return known["simulated"]
+    return known
+
+
+def _joint(scenario: Scenario, folder: Path, runtime: GridRuntime, seeded: bool) -> AbstractContextManager[Joint | None]:
+    """The server's part in guarantee U: a ledger for all that it releases in its life, the run's own where that protects nobody."""
+    place = folder if seeded else home()
+    if needed(scenario):
+        checkpoint.refuse_without(folder, (str(place / JOINT), PLAN))
+    return kept(scenario, runtime.users(), folder, place, scenario_hash(scenario) if seeded else runtime.run, seeded)
 
 
 def unknown(users: Sequence[str]) -> list[dict[str, Any]]:

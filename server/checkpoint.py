@@ -59,7 +59,7 @@ def refuse_without(folder: Path, ledgers: Iterable[str]) -> None:
     for name in ledgers:
         if (folder / "checkpoint.json").exists() and not (folder / name).exists():
             raise InputError(
-                f"{folder / name} is missing, which holds what this run's rounds cost; put it back, or choose another folder"
+                f"{folder / name} is missing, which says what this run's rounds cost; put it back, or choose another folder"
             )
 
 

@@ -16,6 +16,7 @@ from server.admission import admitted
 from server.grid import GridRuntime, among, orders, questions, releases, rows
 from strategies.base import Release, Task
 from strategies.privacy import rules
+from strategies.privacy.joint import needed
 from strategies.tree import State, norm, subtract
 
 log = logging.getLogger("flwr.homing")
@@ -31,7 +32,8 @@ class HomingStrategy(Strategy):
 
     def __init__(self, scenario: Scenario, nodes: int = 0) -> None:
         rules.refuse(scenario)
-        rules.refuse_over_flower(scenario)
+        if needed(scenario):
+            raise InputError("HomingStrategy has no ledger, which guarantee U needs; use the ServerApp server.app")
         if scenario.privacy.secure:
             raise InputError("HomingStrategy has one exchange a round and privacy.secure needs four; use the ServerApp server.app")
         self.scenario, self.nodes = scenario, nodes

@@ -63,7 +63,7 @@ class GridRuntime:
     def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         """Train the users where they are and yield what the nodes release. A node that fails is counted and left out."""
         asked = among(self.homes(), users)
-        replies = self.grid.send_and_receive(orders(asked, task, self.run), timeout=self.timeout)
+        replies = self.grid.send_and_receive(orders(asked, task, self.run), timeout=self.timeout) if asked else ()
         yield from releases(asked, replies, self.failed)
 
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:

@@ -19,9 +19,8 @@ from configs.scenario import Scenario
 from server.unmasking import sum_here
 from strategies import aggregators
 from strategies.base import Release, Runtime, Task
-from strategies.privacy.discrete import Bits, keyed
 from strategies.privacy.joint import Plan
-from strategies.tree import generator, norm
+from strategies.tree import norm
 
 log = logging.getLogger("flwr.homing")
 COARSE = 0.01  # share of a sum that rounding may have moved it by (root mean square) before somebody is told
@@ -75,25 +74,24 @@ class SecureRuntime:
 
     def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         """Train each node's users and yield the sum of what all of them release."""
-        asked = dealt(self.users(), users, self.scenario.privacy.masking.nodes)
+        scenario = self.scenario
+        asked = dealt(self.users(), users, scenario.privacy.masking.nodes)
 
         def summing(_call: Call, how: Form) -> tuple[Tensor, tuple[str, ...]]:
             vectors = {
-                name: secure.vector(self.scenario, task, how, self.inner.train(task, kept), len(kept), self._bits(task, kept))
+                name: secure.vector(
+                    scenario, task, how, self.inner.train(task, kept), len(kept), secure.seeded(scenario, task, kept[0])
+                )
                 for name, kept in asked.items()
             }
             drops = {name: step for name, step in (self.drop_at or {}).items() if name in asked}
             return sum_here(how.terms, vectors, drops, MODULUS // 2 - 1)
 
-        return released(self.scenario, task, asked, self.plan, summing, self.failed)
+        return released(scenario, task, asked, self.plan, summing, self.failed)
 
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of all users."""
         return self.inner.evaluate(task, part, wanted)
-
-    def _bits(self, task: Task, kept: Sequence[str]) -> Bits:
-        """A simulated node's noise: the seed's, so that a round that is repeated is the same release."""
-        return keyed(generator(self.scenario.seed, task.round, kept[0], "secure"))
 
 
 def dealt(everyone: Sequence[str], users: Sequence[str], nodes: int) -> dict[str, list[str]]:

@@ -8,10 +8,10 @@ from rich.table import Table
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario, load
 from server.report import privacy
-from server.report.promise import FILES, JOINT, Account, account, accounts, promise
+from server.report.promise import FILES, Account, account, accounts, deployed, promise, spent
 from simulations import folders
 from strategies.privacy.joint import WHAT
-from strategies.privacy.ledger import Ledger
+from strategies.privacy.ledger import JOINT, Ledger
 
 
 def show(words: Sequence[str], users: int = 0) -> Iterator[str | Table]:
@@ -19,7 +19,9 @@ def show(words: Sequence[str], users: int = 0) -> Iterator[str | Table]:
     place, overrides = place_of(words)
     scenario, found = read(place, overrides)
     if scenario and not found:
-        yield _unbooked(place) if scenario.privacy.promises else promise(scenario, {})
+        flower = deployed(place)
+        unbooked = scenario.privacy.promises and not flower
+        yield _unbooked(place) if unbooked else promise(scenario, spent(scenario, place), flower)
     if len(found) > 1:
         yield privacy.TWO
     for one in found:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from client.data import SOURCES
 from configs.scenario import Scenario
+from strategies.privacy.joint import everyone_pays
 from strategies.privacy.rules import covers_private
 
 SIMULATED = "Simulated: the noise comes from the seed."
@@ -60,6 +61,7 @@ def _of_examples(scenario: Scenario | None) -> Words:
 
 def _of_users(scenario: Scenario | None) -> Words:
     against, trust = _trusted(scenario)
+    coins = ("how many users each round had, which the run's files say",) if scenario and everyone_pays(scenario) else ()
     return Words(
         "user level",
         "all that is released, together with all other users' private adapters," if scenario else "what is booked here",
@@ -68,7 +70,12 @@ def _of_users(scenario: Scenario | None) -> Words:
         against,
         f"a federation, and the same with one user left out, {ONE_SIDED}",
         trust,
-        ("the user's own private adapter, against whoever gets hold of it", "scores and controls", "a person who is several users"),
+        (
+            "the user's own private adapter, against whoever gets hold of it",
+            "scores and controls",
+            "a person who is several users",
+            *coins,
+        ),
     )
 
 
@@ -84,7 +91,8 @@ def _trusted(scenario: Scenario | None) -> tuple[str, str]:
         )
     return (
         "whoever looks, but for the server",
-        "the server: it sees each user's clipped update, and adds the noise to their sum before anyone else sees it",
+        "the server: it sees each user's clipped update, or a node's sum of them, and adds the noise before anyone else sees it; and "
+        "the user's own node, which clips",
     )
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from configs.scenario import Privacy, Scenario
 from server.report.guarantees import SIMULATED, listed, words
+from strategies.files import home
 from strategies.privacy.accounting import epsilons
-from strategies.privacy.ledger import LEDGER, Booking, Ledger
+from strategies.privacy.joint import needed
+from strategies.privacy.ledger import JOINT, LEDGER, Booking, Ledger
 
-JOINT = "joint.sqlite"  # in a run's folder: the ledger of guarantee U
 FILES = {"example": LEDGER, "user": JOINT}
 NONE = "Privacy: no guarantee is claimed for this run (training was not noised)."
 UNCLAIMED = "Privacy: no guarantee is claimed for this run (some of its training was noised, which by itself protects nobody)."
+CLIPPED = "A user's own node is trusted to hold that user's part of its sum to the bound."
 COUNTERS = "the training's counters (tokens, examples, loss, steps, seconds)"
 
 Flower = dict[str, Any] | None  # what `deployed` gives
@@ -62,24 +64,33 @@ def ledgers(scenario: Scenario) -> dict[str, str]:
 
 
 def accounts(scenario: Scenario, directory: Path) -> list[Account]:
-    """What a run's ledgers hold, for each guarantee that it claims; [] where none is."""
-    found = [(guarantee, directory / file) for guarantee, file in ledgers(scenario).items()]
+    """What a run's ledgers hold, for each guarantee that it claims; [] where none is.
+
+    Those that nodes keep stay there. A server's that noised what it released lies in its home, for all runs.
+    """
+    flower = deployed(directory)
+    for_life = flower and flower["noise"] == "system" and needed(scenario)
+    places = {"example": directory, "user": home() if for_life else directory}
+    found = [(guarantee, places[guarantee] / file) for guarantee, file in ledgers(scenario).items()]
     return [account(path, guarantee, scenario.privacy) for guarantee, path in found if path.exists()]
 
 
 def deployed(directory: Path) -> Flower:
-    """Of a run over Flower: ``simulated``, whether any node was only played, and ``lets``, what nodes let out beside releases."""
+    """Of a run over Flower: ``noise``, the server's, "seed" or "system"; ``simulated``, whether any is the seed's; ``lets``, what nodes
+    let out beside releases.
+    """
     path = directory / "flower.json"
-    return {"simulated": True, "lets": [], **json.loads(path.read_text())} if path.exists() else None
+    return {"noise": "seed", "simulated": True, "lets": [], **json.loads(path.read_text())} if path.exists() else None
 
 
 def spent(scenario: Scenario, directory: Path) -> dict[str, float]:
     """The largest epsilon that any user's ledger shows, by guarantee, "example" or "user"; {} where none is claimed.
 
-    Over Flower the ledgers of guarantee E stay with the nodes: the budget that each of them keeps to.
+    Of a ledger that is not here, over Flower: the budget that a node, or a server elsewhere, keeps to.
     """
     found = {each.guarantee: each.worst for each in accounts(scenario, directory)}
-    return {"example": scenario.privacy.example.epsilon, **found} if "example" in ledgers(scenario) and deployed(directory) else found
+    budgets = {guarantee: getattr(scenario.privacy, guarantee).epsilon for guarantee in ledgers(scenario)}
+    return {**budgets, **found} if deployed(directory) else found
 
 
 def promise(scenario: Scenario, found: dict[str, float], flower: Flower = None) -> str:
@@ -89,20 +100,24 @@ def promise(scenario: Scenario, found: dict[str, float], flower: Flower = None) 
     lines = []
     for guarantee, epsilon in found.items():
         said, level = words(guarantee, scenario), getattr(scenario.privacy, guarantee)
-        beside = _beside(flower) if guarantee == "example" and not _played(flower) else f"Not covered: {listed(said.uncovered)}."
-        lines.append(f"Privacy, {said.title}: {said.sentence(epsilon, level.delta, at_most=bool(flower))}. {beside}")
-    return " ".join([*lines, *([SIMULATED] if _played(flower) else [])]) if lines else NONE
+        rests, uncovered = ("", said.uncovered) if _played(flower) else _rests(guarantee, scenario, said.uncovered)
+        number = said.sentence(epsilon, level.delta, at_most=bool(flower))
+        lines.append(f"Privacy, {said.title}: {number}. {rests}Not covered: {listed(uncovered)}.")
+    return " ".join([*lines, SIMULATED if _played(flower) else _waived(flower)]).strip() if lines else NONE
 
 
-def _beside(flower: Flower) -> str:
-    """What guarantee E leaves out where nodes are real, and what it rests on."""
+def _rests(guarantee: str, scenario: Scenario, uncovered: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Who keeps to a number where nodes are real, and what it leaves out: a node's time, and no score that does not leave it."""
+    by_server = guarantee == "user" and needed(scenario)
+    rests = f"{'The server' if by_server else 'Each node'} keeps to that over all its guarded runs, by a ledger of its own."
+    left = tuple(said for said in uncovered if said != "scores and controls")
+    return f"{rests} {CLIPPED + ' ' if by_server else ''}", (*left, "how long a node takes, and whether it answers")
+
+
+def _waived(flower: Flower) -> str:
     lets = flower["lets"] if flower else []
     waived = [said for name, said in (("scores", "the scores below"), ("counters", COUNTERS)) if name in lets]
-    said = f" Waived in the scenario, and let out without noise: {' and '.join(waived)}." if waived else ""
-    return (
-        "Each node keeps to that over all its guarded runs, by a ledger of its own. Not covered: how many examples there are, and how "
-        f"long a node takes.{said}"
-    )
+    return f"Waived in the scenario, and let out without noise: {' and '.join(waived)}." if waived else ""
 
 
 def _played(flower: Flower) -> bool:

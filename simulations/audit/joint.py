@@ -136,7 +136,7 @@ def attack(crowd: Crowd, folder: Path, quiet: bool = False) -> Sight:
     folder.mkdir()
     with Ledger(folder / "joint.sqlite") as ledger:
         server = open_joint(scenario, crowd.users(), ledger, label(scenario))
-        server = Quiet(server.plan, ledger, server.run) if quiet else server
+        server = Quiet(server.plan, ledger, server.run, server.users) if quiet else server
         end = rounds.run(scenario, crowd, fedit(), shared, folder / "run", joint=server)
         claimed = largest(ledger, scenario.privacy.user.delta, scenario.privacy.accountant)
     seen_TM, effect_TM = _moves(crowd, [*(task.shared for task in crowd.tasks), end.shared], server.plan.cohorts.expected)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
@@ -26,6 +27,7 @@ from configs.errors import InputError, unknown
 from strategies.privacy.events import Event, merged
 from strategies.privacy.gaussian import Floats, epsilon_for, mu_for
 
+T = TypeVar("T")
 ACCOUNTANTS = ("pld", "prv", "rdp")
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + [*range(11, 65), 80, 96, 128, 256, 512, 1024], dtype=np.float64)
 SPARSE = ORDERS[
@@ -42,6 +44,14 @@ LARGEST_FACTOR = 1e4  # times what a central limit asks for, or what would do wi
 
 class SpentError(InputError):
     """Nothing of a budget is left, however large the noise."""
+
+
+def unless_spent(plan: Callable[[], T]) -> T | None:
+    """What is planned, or None where nothing of the budget is left."""
+    try:
+        return plan()
+    except SpentError:
+        return None
 
 
 def check(accountant: str) -> None:

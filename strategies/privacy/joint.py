@@ -8,13 +8,13 @@ trained beside it included, as those are made of the releases and of other users
 |---|---|---|
 | gaussian | z C, independent each round, on the sum | for each round that they may be in |
 | adaptive | the same, with a bound C that follows the users' norms | the same |
-| banded | correlated over rounds (`matrix`), for users in turns | once every ``turns`` rounds |
+| banded | correlated over rounds (`matrix`), for users in turns | for each round that they are in |
 | local | z C on each user's own release, at home (`local`) | for each round that they may be in |
 | gaussian, secure | z S on the sum, in parts that the nodes add under masks (`discrete`) | for each round that they may be in |
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,24 +61,24 @@ def plan(scenario: Scenario, cohorts: Cohorts, spent: tuple[Event, ...] = ()) ->
     Raises `accounting.SpentError` where nothing of the budget is left.
     """
     level = scenario.privacy.user
-    unit = Plan(scenario, cohorts, 1.0)
-    steps = cohorts.rounds if everyone_pays(scenario) else cohorts.participations
-    costs = tuple(cost for number in range(1, steps + 1) if (cost := event(unit, number)).steps)
-    return Plan(scenario, cohorts, accounting.noise_factor(costs, level.epsilon, level.delta, scenario.privacy.accountant, spent))
+    whole = replace(event(Plan(scenario, cohorts, 1.0)), steps=steps(scenario, cohorts))
+    return Plan(scenario, cohorts, accounting.noise_factor((whole,), level.epsilon, level.delta, scenario.privacy.accountant, spent))
 
 
-def event(plan: Plan, number: int) -> Event:
-    """What round ``number`` costs each user that pays for it."""
+def steps(scenario: Scenario, cohorts: Cohorts) -> int:
+    """How many of a run's rounds any one user pays for at most."""
+    return cohorts.rounds if everyone_pays(scenario) else cohorts.participations
+
+
+def event(plan: Plan) -> Event:
+    """What a round costs each user that pays for it."""
     if plan.scenario.privacy.secure:
         return Event(plan.noise, kind="concentrated")  # `discrete.fit` makes it of whole numbers, at no more cost
-    if plan.scenario.privacy.user.mechanism == "banded":
-        how = plan.banded()
-        return Event(plan.noise, matrix.participations(how, number) - matrix.participations(how, number - 1))
     return user_level.booked(plan.noise, _sampling(plan.scenario), plan.cohorts.expected / plan.cohorts.users)
 
 
 def payers(plan: Plan, chosen: Iterable[str], users: Iterable[str]) -> list[str]:
-    """Who pays for a round: those chosen for it, or everyone where nobody sees who is chosen or where costs are counted by turns."""
+    """Who pays for a round: those chosen for it, or everyone where nobody sees who is chosen."""
     return list(users if everyone_pays(plan.scenario) else chosen)
 
 
@@ -90,14 +90,20 @@ def bound(scenario: Scenario, memory: State) -> float:
 
 
 def needed(scenario: Scenario) -> bool:
-    """Whether a server has to noise the sum of a round: not where users noise their own releases."""
+    """Whether a server plans and books guarantee U: not where users noise their own releases."""
     return scenario.privacy.of_users and scenario.privacy.user.mechanism != "local"
 
 
-def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggregator:
+def at_home(scenario: Scenario) -> bool:
+    """Whether a user's own node noises the user's releases, and books them."""
+    return scenario.privacy.of_users and scenario.privacy.user.mechanism == "local"
+
+
+def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise], paid: Callable[[int], bool] = lambda _: True) -> Aggregator:
     """The same aggregator over one noised sum a round. ``draw(round)`` is where a round's noise comes from.
 
-    Its memory holds the aggregator's own and the mechanism's. That of the banded mechanism is the noise itself: keep it secret.
+    A round that nobody has ``paid`` for releases nothing: noise alone would spoil the adapter and protect no one. The memory holds the
+    aggregator's own and the mechanism's. That of the banded mechanism is the noise itself: keep it secret.
     """
     level, cohorts = plan.scenario.privacy.user, plan.cohorts
 
@@ -115,7 +121,7 @@ def around(inner: Aggregator, plan: Plan, draw: Callable[[int], Noise]) -> Aggre
         own = {name: value for name, value in memory.items() if name not in ours}
         if number <= cohorts.rounds:  # after the rounds, users train alone and release nothing
             ours, release = _noised(ours, releases, number, _like(inner, shared, number))
-            releases = [release]
+            releases = [release] if paid(number) else []
         own, shared = inner.apply(own, shared, releases)
         return {**own, **ours, ROUND: torch.tensor(number)}, shared
 
@@ -150,4 +156,4 @@ def _sampling(scenario: Scenario) -> user_level.Sampling:
 
 def everyone_pays(scenario: Scenario) -> bool:
     """Whether a round costs users who are not chosen for it as well."""
-    return _sampling(scenario) == "poisson" or scenario.privacy.user.mechanism == "banded"
+    return _sampling(scenario) == "poisson"

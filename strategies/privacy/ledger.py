@@ -25,7 +25,7 @@ from configs.errors import InputError
 from strategies.privacy.bounds import within
 from strategies.privacy.events import Event, merged
 
-LEDGER = "ledger.sqlite"  # what the file of guarantee E is called, in whatever folder
+LEDGER, JOINT = "ledger.sqlite", "joint.sqlite"  # what the files of guarantees E and U are called, in whatever folder
 VERSION = 1  # of the file's format, kept in its user_version
 WAIT = 600.0  # seconds that a process waits for another one's booking
 

@@ -14,7 +14,7 @@ c_i = binom(2i, i) / 4^i (Fichtenberger, Henzinger & Upadhyay, "Constant matters
 Guarantee, zero-out neighbours. A user takes part in rounds that lie at least s >= b apart, so in at most k = ceil(T/s) of them. Columns
 that far apart have no row in common, so the user moves C x by at most sqrt(k) S. The T releases together, each chosen in view of those
 before (Denisov et al., NeurIPS 2022, arXiv 2202.08312), cost one Gaussian of noise z / sqrt(k), which is the same as k steps of
-noise z: the run books one step in rounds 1, s+1, 2s+1, ..., and what is booked after any round covers the releases up to it.
+noise z: one for each round that the user is in, whatever comes after it; for everyone at once, one in rounds 1, s+1, 2s+1, ...
 No amplification, whatever the sampling. Whoever chooses the users must keep them s rounds apart.
 """
 

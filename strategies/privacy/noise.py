@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from configs.errors import InputError, nearest
 from strategies.tree import State, generator
 
 Noise = Callable[[torch.Size], Tensor]  # a shape -> that many independent standard normal numbers, float64, on the CPU
@@ -49,6 +50,13 @@ def entropic() -> Noise:
 def source(seeded: bool, *key: object) -> Noise:
     """Keyed noise where a round that is repeated must be the same release, else entropic."""
     return keyed(*key) if seeded else entropic()
+
+
+def declared(where: str, said: object) -> str:
+    """What somebody's configuration says of the source: "seed", "system", or "" for nothing. Raises `InputError` for anything else."""
+    if (found := str(said)) not in ("", "seed", "system"):
+        raise InputError(f"noise in the {where} config must be 'system' or 'seed', got '{found}'{nearest(found, ('system', 'seed'))}")
+    return found
 
 
 def standard(like: State, noise: Noise) -> State:

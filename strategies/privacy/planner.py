@@ -113,8 +113,7 @@ def _of_users(setting: Setting) -> Part:
     scenario, level = setting.scenario, setting.scenario.privacy.user
     cohorts = setting.cohorts(scenario, setting.users)
     plan = joint.plan(scenario, cohorts, setting.spent.get("user", ()))
-    paid = cohorts.rounds if joint.everyone_pays(scenario) else cohorts.participations
-    costs = [joint.event(plan, number) for number in range(1, paid + 1)]
+    cost = joint.event(plan)
     z, one, drift = plan.noise, 1.0, math.sqrt(cohorts.rounds)
     if level.mechanism == "adaptive":
         z = split(z, max(joint.BITS * cohorts.expected, z))
@@ -124,10 +123,8 @@ def _of_users(setting: Setting) -> Part:
     alone = level.mechanism == "local"  # each release has noise of its own, and their mean has less
     numbers, length = setting.numbers[joint.WHAT, "shared"], 1 if alone else cohorts.expected
     deviation, averaged = one * z * level.clip * math.sqrt(numbers) / length, cohorts.expected if alone else 1
-    steps = sum(cost.steps for cost in costs)
-    return Part(
-        joint.WHAT, "shared", z, level.clip, numbers, steps, costs[0].rate, level.clip, deviation, averaged, cohorts.rounds, drift
-    )
+    steps = joint.steps(scenario, cohorts)
+    return Part(joint.WHAT, "shared", z, level.clip, numbers, steps, cost.rate, level.clip, deviation, averaged, cohorts.rounds, drift)
 
 
 def _correlated(how: matrix.Banded) -> tuple[float, float]:

@@ -20,14 +20,6 @@ def refuse(scenario: Scenario) -> None:
         raise InputError(sentence)
 
 
-def refuse_over_flower(scenario: Scenario) -> None:
-    """Raise `InputError` for a guarantee that Flower's nodes do not keep yet."""
-    if scenario.privacy.of_users:
-        raise InputError(
-            f"privacy.guarantee={scenario.privacy.guarantee} cannot be kept over Flower yet; guarantee E can: privacy=example"
-        )
-
-
 def problems(scenario: Scenario) -> Iterator[str]:
     """All that makes a scenario's guarantee void, a sentence each."""
     privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
@@ -123,6 +115,11 @@ def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
         yield (
             f"privacy.user.mechanism=banded lets the noise of one round undo that of another, and aggregator '{scenario.aggregator}' "
             "releases other tensors in every other round; use another aggregator, or privacy.user.mechanism=gaussian"
+        )
+    if level.mechanism == "banded" and "scores" in scenario.privacy.waive:
+        yield (
+            "privacy.waive must not name 'scores' under privacy.user.mechanism=banded: to validate a round shows its adapter before it "
+            "is final, and a round that is cut off and repeated would show that correlated noise twice"
         )
     if level.mechanism == "banded" and not scenario.users_per_round:
         yield "privacy.user.mechanism=banded needs rounds without a user; set users_per_round and sampling=cyclic"

@@ -15,13 +15,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.node import Node, open_node
-from client.purse import Purse
-from configs.scenario import Scenario, load, scenario_hash
+from configs.scenario import Scenario, load
 from server import aggregation, rounds
 from server.checkpoint import Checkpoint
-from simulations.fused import FusedRuntime
+from simulations.training import runtime, spending
 from strategies.files import read_state
-from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 from tests.conftest import write_files
 
@@ -108,11 +106,10 @@ def through(content: RecordDict) -> RecordDict:
 def fused(scenario: Scenario, folder: Path) -> tuple[Checkpoint, Node]:
     """The same scenario in one process without messages; the node is still open."""
     node = open_node(scenario, folder / "private")
-    if scenario.privacy.of_examples:
-        folder.mkdir(parents=True)
-        node.purse = Purse(scenario, Ledger(folder / LEDGER), scenario_hash(scenario))
-    shared = node.split.shared_start()
-    return rounds.run(scenario, FusedRuntime(node), aggregation.build(scenario), shared, folder, lambda _row: None), node
+    folder.mkdir(parents=True)
+    with spending(node, folder) as joint:
+        start = node.split.shared_start()
+        return rounds.run(scenario, runtime(node, joint), aggregation.build(scenario), start, folder, joint=joint), node
 
 
 def private(folder: Path) -> dict[str, State]:

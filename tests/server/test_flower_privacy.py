@@ -196,12 +196,13 @@ def test_a_node_bounds_what_it_spends_whatever_a_server_asks_for(world: str) -> 
 
 def test_what_would_not_hold_is_refused_by_server_strategy_and_node(world: str, home: Path) -> None:
     for how, word in (
-        ("privacy=user weights=uniform", "privacy.guarantee=user"),
+        ("privacy=user", "weights must be 'uniform'"),
         (f"{E} private_training.early_stopping=true", "early_stopping"),
     ):
         overrides = f"{world} {how}"
         with pytest.raises(InputError, match=word):
             server_app.run(scenario_of(overrides), LocalGrid(overrides), home / "runs" / "x")
+        assert not home.exists(), "a refusal leaves nothing behind"
         with pytest.raises(InputError, match=word):
             HomingStrategy(scenario_of(overrides))
         with pytest.raises(InputError, match=f"no node can take part: .*{word}"):

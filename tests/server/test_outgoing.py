@@ -1,6 +1,8 @@
 """Nothing leaves a node that is not declared: whatever is wrong with an answer, the door keeps it in."""
 
 import ast
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,14 @@ def test_counters_and_scores_pass_where_they_are_let_out_and_nowhere_else() -> N
         (release,) = door.bare([RELEASE])
         assert (release.metrics == RELEASE.metrics) == ("counters" in lets) and bool(release.metrics) == ("counters" in lets)
         assert release.weight == RELEASE.weight and release.update is RELEASE.update
+
+
+def test_how_many_are_within_an_adaptive_bound_passes_where_there_is_one() -> None:
+    said = wire.encode_releases([Release(SHARED, 2.0, 2, {"unclipped": 1.0})], SHARED)
+    for how, played in itertools.product(("adaptive", "gaussian", "local"), (True, False)):
+        scenario = load("movielens", ["privacy=user", f"privacy.user.mechanism={how}"])
+        assert passes(outgoing.door(scenario, played), "releases", said) == (how == "adaptive")
+        assert not passes(replace(outgoing.door(scenario, played), lets=()), "releases", KINDS["releases"].make())
 
 
 @pytest.mark.parametrize(

@@ -275,13 +275,13 @@ def test_noise_of_nodes_that_may_drop_out_or_collude_is_not_counted_on() -> None
 
 def test_a_run_under_guarantee_u_adds_noise_once_and_spends_what_was_planned(tmp_path: Path) -> None:
     plan = joint.plan(JOINT, Cohorts(11, 3, 11, 3, 1))
-    assert joint.event(plan, 1) == discrete.Event(plan.noise, kind="concentrated")
+    assert joint.event(plan) == discrete.Event(plan.noise, kind="concentrated")
     assert joint.payers(plan, USERS[:3], USERS) == USERS[:3]
     with Ledger(tmp_path / "joint.sqlite") as ledger:
         paying = open_joint(JOINT, USERS, ledger, "run")
         assert paying.plan == plan
         end = rounds.run(replace(JOINT, rounds=1), SecureRuntime(Fake(), JOINT, plan), FEDIT, START, tmp_path / "run", joint=paying)
-        assert set(ledger.histories().values()) == {(joint.event(plan, 1),)}
+        assert set(ledger.histories().values()) == {(joint.event(plan),)}
     size = sum(v.numel() for v in START.values())
     assert end.rows[0]["update_norm"] == pytest.approx(math.sqrt(4 / 3) * plan.noise * 0.5 / 11 * math.sqrt(size), rel=0.2)
     assert (end.rows[0]["tokens"], end.rows[0]["train_loss"]) == (0, None)

@@ -69,7 +69,8 @@ def start(world: str) -> State:
 def one(grid: LocalGrid, overrides: str, start: State, plan: Plan | None = None) -> list[Release]:
     """The releases of a round of everyone."""
     runtime = SecureGridRuntime(GridRuntime(grid, "x"), scenario_of(overrides), plan)
-    return list(runtime.train(Task(1, start, ("shared",), participations=3), runtime.users()))
+    bound = scenario_of(overrides).privacy.user.clip
+    return list(runtime.train(Task(1, start, ("shared",), participations=3, bound=bound), runtime.users()))
 
 
 def test_three_nodes_of_flower_and_one_process_end_at_equal_adapters_and_rows(world: str, home: Path, tmp_path: Path) -> None:
@@ -146,13 +147,6 @@ def test_a_node_of_a_secure_run_lets_no_clear_update_out(world: str, start: Stat
         server_app.run(scenario_of(f"{overrides} weights=examples"), LocalGrid(overrides), tmp_path / "run")
 
 
-@pytest.fixture
-def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run under guarantee U comes over Flower yet; what its nodes would do is there."""
-    monkeypatch.setattr(client_app.rules, "refuse_over_flower", lambda _scenario: None)
-
-
-@pytest.mark.usefixtures("allowed")
 def test_under_guarantee_u_the_nodes_add_the_noise_and_no_two_runs_have_the_same(world: str, start: State) -> None:
     overrides = f"{world} {SECURE} privacy=user privacy.user.clip=1e-3"
     scenario, plan = scenario_of(overrides), Plan(scenario_of(overrides), Cohorts(USERS, 3, USERS, 3, 1), 2.0)
@@ -166,7 +160,6 @@ def test_under_guarantee_u_the_nodes_add_the_noise_and_no_two_runs_have_the_same
     assert how.grid.honest == 2 and want > 2.0 * 1e-3
 
 
-@pytest.mark.usefixtures("allowed")
 def test_a_node_gives_no_part_where_the_server_names_no_noise(world: str, start: State) -> None:
     overrides = f"{world} {SECURE}"
     runtime = SecureGridRuntime(GridRuntime(LocalGrid(f"{overrides} privacy=user"), "x"), scenario_of(overrides))

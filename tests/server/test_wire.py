@@ -41,14 +41,15 @@ def equal(a: State, b: State) -> bool:
 @settings(deadline=None)
 @given(
     COUNT.map(lambda n: n + 1), states(), st.lists(TEXT, max_size=3).map(tuple), st.none() | st.integers(0, 99), TEXT,
-    st.lists(TEXT, max_size=4).map(tuple), TEXT, st.lists(TEXT, max_size=3).map(tuple),
+    st.lists(TEXT, max_size=4).map(tuple), TEXT, st.lists(TEXT, max_size=3).map(tuple), FINITE,
 )  # fmt: skip
 def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, epochs: Any, run: str, users: Any, part: str,
-                                       controls: Any) -> None:  # fmt: skip
-    order = Order(Task(round_, shared, turns, epochs), run, users, part, controls)
+                                       controls: Any, bound: float) -> None:  # fmt: skip
+    order = Order(Task(round_, shared, turns, epochs, 3, bound), run, users, part, controls)
     found = wire.decode_order(through(wire.encode_order(order, wire.encode_state(shared))))
     assert equal(found.task.shared, shared)
     assert (found.task.round, found.task.turns, found.task.epochs) == (round_, turns, epochs)
+    assert (found.task.participations, found.task.bound) == (3, bound)
     assert (found.run, found.users, found.part, found.controls) == (run, users, part, controls)
 
 
@@ -59,7 +60,7 @@ def test_what_a_node_keeps_comes_back_as_it_was(users: Any, partitions: int, sim
     assert wire.decode_kept(through(wire.encode_kept(kept))) == kept
 
 
-SUMS = st.dictionaries(st.sampled_from(wire.METRICS), FINITE)
+SUMS = st.dictionaries(st.sampled_from(wire.SUMS), FINITE)
 
 
 @settings(deadline=None)

@@ -98,6 +98,7 @@ def test_noise_makes_another_run(guarded: tuple[Path, Said], world: Any) -> None
         (("privacy=user", "weights=uniform", "scheme=local_only"), "releases nothing"),
         (("privacy=user", "weights=uniform", "privacy.user.mechanism=banded"), "users_per_round"),
         (("privacy=user", "weights=uniform", "privacy.user.mechanism=banded", "users_per_round=4"), "sampling=cyclic"),
+        (("privacy=user", "weights=uniform", "privacy.user.mechanism=banded", "privacy.waive=[scores]"), "must not name 'scores'"),
     ],
 )
 def test_a_promise_that_would_not_hold_is_refused_with_its_reason(here: Path, settings: tuple[str, ...], word: str) -> None:

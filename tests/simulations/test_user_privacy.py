@@ -1,17 +1,22 @@
 """A run under guarantee U: noise on every round's sum, booked before it, within the budget of the whole run."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.node import Node
+from configs.errors import InputError
 from configs.scenario import load
 from server import joint, rounds
 from strategies.base import Release, Task
-from strategies.privacy.ledger import Ledger
+from strategies.privacy.accounting import SpentError, epsilon
+from strategies.privacy.events import Event
+from strategies.privacy.ledger import Ledger, Spend
 from strategies.tree import norm
 from tests.simulations.command import Said, call, timeless
 
@@ -93,14 +98,56 @@ def test_a_round_is_booked_before_anyone_is_asked(world: Any, monkeypatch: pytes
         assert all(ledger.rounds(user, run) == 1 for user in ledger.users())
 
 
-def test_who_has_nothing_left_takes_no_part_and_where_all_pay_nobody_does(tmp_path: Path) -> None:
-    for words, left in (((), ["b"]), (("sampling=poisson",), [])):
-        scenario = load("movielens", [*U, *words, "rounds=3", "users_per_round=2"])
-        with Ledger(tmp_path / f"{len(words)}.sqlite") as ledger:
-            found = joint.open_joint(scenario, ["a", "b", "c"], ledger, "run", keyed=False)
-            for _ in range(3):
-                found.book(1, ["a"], ["a"])  # the same round again, with fresh noise each time
-            assert found.book(1, ["a", "b"], ["a", "b", "c"]) == left
+@pytest.mark.parametrize("words", [(), ("sampling=poisson",), ("sampling=cyclic", "privacy.user.mechanism=banded")])
+def test_who_has_nothing_left_takes_no_part_and_a_round_that_nobody_can_pay_is_none(tmp_path: Path, words: tuple[str, ...]) -> None:
+    scenario, everyone = load("movielens", [*U, *words, "rounds=3", "users_per_round=2"]), ["a", "b", "c"]
+    with Ledger(tmp_path / "joint.sqlite") as ledger:
+        found = joint.open_joint(scenario, everyone, ledger, "run", keyed=False)
+        alone = replace(found, users=("a",))
+        while alone.book(1, ["a"]):
+            pass  # the same round again, with fresh noise each time
+        assert found.book(1, ["a", "b"]) == ["b"] and not found.unpaid
+        while found.book(2, everyone):
+            pass
+        assert found.unpaid == {2}
+        assert all(2.0 < epsilon(history, 1e-5) <= 3.0 for history in ledger.histories().values())
+
+
+def test_every_users_release_is_booked_whichever_round_of_a_cycle_it_is_in(tmp_path: Path) -> None:
+    scenario = load("movielens", [*U, "privacy.user.mechanism=banded", "sampling=cyclic", "rounds=6", "users_per_round=2"])
+    with Ledger(tmp_path / "joint.sqlite") as ledger:
+        found = joint.open_joint(scenario, [f"u{i}" for i in range(6)], ledger, "run")
+        taken = Counter(user for number in range(1, 7) for user in found.sample(number))
+        assert {user: sum(event.steps for event in history) for user, history in ledger.histories().items()} == taken
+        assert set(taken.values()) == {2} and all(2.9 < epsilon(x, 1e-5) <= 3.0 for x in ledger.histories().values())
+
+
+def test_who_has_spent_all_before_is_left_out_of_the_plan_and_the_noise_is_the_others(tmp_path: Path) -> None:
+    for words in ((), ("sampling=poisson",), ("sampling=cyclic", "privacy.user.mechanism=banded")):
+        scenario = load("movielens", [*U, *words, "rounds=4", "users_per_round=2"])
+        with Ledger(tmp_path / f"{len(words)}{words[:1]}.sqlite") as ledger:
+            fresh = joint.open_joint(scenario, ["b", "c", "d"], ledger, "run")
+            ledger.spend([Spend("a", "earlier", 1, "joint", Event(0.1), False)])
+            ledger.spend([Spend("e", "earlier", 1, "joint", Event(1.6), False)])  # leaves next to nothing: its noise would drown all
+            found = joint.open_joint(scenario, list("abcde"), ledger, "run")
+            assert found.users == ("b", "c", "d") and found.plan == fresh.plan
+            assert found.sample(1) == fresh.sample(1)
+            with pytest.raises(SpentError, match="no user has anything left"):
+                joint.open_joint(scenario, ["a"], ledger, "run")
+
+
+def test_a_runs_users_and_noise_are_planned_once_whoever_comes_or_goes(tmp_path: Path) -> None:
+    scenario = load("movielens", [*U, "rounds=3"])
+    with joint.kept(scenario, ["a", "b"], tmp_path, tmp_path, "run", False) as found:
+        assert found
+        found.sample(1)
+    with Ledger(tmp_path / "joint.sqlite") as ledger:
+        ledger.spend([Spend("a", "another", 1, "joint", Event(4.0), False)])
+    with joint.kept(scenario, ["b", "c", "d"], tmp_path, tmp_path, "run", False) as again:
+        assert again and (again.users, again.plan) == (found.users, found.plan)
+    (tmp_path / "plan.json").write_text('{"users": 3}')
+    with pytest.raises(InputError, match=r"plan\.json cannot be resumed from"):
+        joint.kept(scenario, [], tmp_path, tmp_path, "run", False).__enter__()
 
 
 def test_noise_of_a_deployment_and_its_coins_cannot_be_drawn_again(tmp_path: Path) -> None:
@@ -111,7 +158,7 @@ def test_noise_of_a_deployment_and_its_coins_cannot_be_drawn_again(tmp_path: Pat
             found = joint.open_joint(scenario, users, ledger, "run", keyed)
             shape = (4,)
             assert (found.draw(1)(shape).tolist() == found.draw(1)(shape).tolist()) == keyed  # type: ignore[arg-type]
-            assert (found.sample(users, 1) == rounds.sample(scenario, users, 1)) == keyed
+            assert (found.sample(1) == rounds.sample(scenario, users, 1)) == keyed
 
 
 def test_a_server_without_a_plan_of_the_noise_runs_nothing(tmp_path: Path, world: Any) -> None:
