@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -18,33 +18,21 @@ Done = Callable[[str, int, int], None]  # (what is done, how many are, of how ma
 def run(scenarios: Mapping[str, Scenario], folder: Path, jobs: int = 0, done: Done = lambda _what, _at, _of: None) -> dict[str, Path]:
     """Run or resume each scenario in ``folder/<hash>``; returns where each is. What is finished is left as it is.
 
-    ``jobs``: so many at a time; 0: one for each CPU, as memory allows. One at a time runs in this process. Of several, one that fails
-    stops no other, and is raised at the end.
+    ``jobs``: so many at a time; 0: one for each CPU, as memory allows. One at a time runs in this process. Bad input of one run stops
+    no other, and is raised at the end.
     """
     places = {key: folder / key for key in scenarios}
     for key, scenario in scenarios.items():
         folders.refuse(scenario, places[key])
     left = [key for key in scenarios if not finished(places[key])]
-    jobs = min(jobs or usual_jobs(), len(left))
-    at = len(scenarios) - len(left)
-    if jobs <= 1:
-        for key in left:
-            _one(scenarios[key], places[key])
+    at, failed = len(scenarios) - len(left), {}
+    for key, error in _each({key: scenarios[key] for key in left}, places, min(jobs or usual_jobs(), len(left))):
+        if error is None:
             done(key, at := at + 1, len(scenarios))
-        return places
-    threads, failed = max(1, (os.cpu_count() or 1) // jobs), []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin) as pool:
-        narrow = {key: replace(scenarios[key], engine=replace(scenarios[key].engine, threads=threads)) for key in left}
-        waiting = {pool.submit(_one, scenario, places[key]): key for key, scenario in narrow.items()}
-        for future in as_completed(waiting):
-            if error := future.exception():
-                failed.append((waiting[future], error))
-                continue
-            done(waiting[future], at := at + 1, len(scenarios))
-    for key, error in failed:
-        if not isinstance(error, InputError):
-            raise error
-        raise InputError(f"{places[key]}: {error}; {at} of {len(scenarios)} runs are done and stay")
+        else:
+            failed[key] = error
+    for key, error in failed.items():
+        raise InputError(f"{places[key]}: {error}; {at} of {len(scenarios)} runs are done and stay") from error
     return places
 
 
@@ -59,10 +47,27 @@ def usual_jobs() -> int:
     return max(1, min(os.cpu_count() or 1, free // MEMORY))
 
 
-def _one(scenario: Scenario, place: Path) -> None:
+def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: int) -> Iterator[tuple[str, InputError | None]]:
+    """Run all, each with its share of the CPUs; yields what is done, in whatever order, with what was wrong with it."""
+    if jobs <= 1:
+        yield from ((key, _one(scenario, places[key])) for key, scenario in scenarios.items())
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin) as pool:
+        narrow = {key: replace(scenario, engine=replace(scenario.engine, threads=threads)) for key, scenario in scenarios.items()}
+        waiting = {pool.submit(_one, scenario, places[key]): key for key, scenario in narrow.items()}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+
+
+def _one(scenario: Scenario, place: Path) -> InputError | None:
     from simulations.run import run as run_one
 
-    run_one(scenario, place)
+    try:
+        run_one(scenario, place)
+    except InputError as error:
+        return error
+    return None
 
 
 def _begin() -> None:

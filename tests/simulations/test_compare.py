@@ -153,6 +153,14 @@ def test_a_page_escapes_what_a_study_calls_its_lines(world: World, tmp_path: Pat
     assert "What privacy costs" in body
 
 
+def test_bad_input_that_one_run_finds_late_stops_no_other_and_is_said_at_the_end(world: World, tmp_path: Path) -> None:
+    axes = {"who": {"too many": "data.users=99", "all": []}}
+    chosen = plan.read(study(tmp_path, world.settings, axes=axes, seeds=[0]))
+    with pytest.raises(InputError, match=r"data.users=99.*; 1 of 2 runs are done and stay"):
+        runs.run(chosen.runs(), tmp_path / "runs", 1)
+    assert runs.finished(tmp_path / "runs" / list(chosen.runs())[1])
+
+
 def _numbers(path: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(path.read_text().splitlines())]
 
