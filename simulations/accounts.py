@@ -18,10 +18,11 @@ def show(words: Sequence[str], users: int = 0) -> Iterator[str | Table]:
     """Both guarantees of a run or ledger, as lines and tables for the terminal; ``words``: where it is, then ``key=value`` settings."""
     place, overrides = place_of(words)
     scenario, found = read(place, overrides)
-    if scenario and not found:
-        flower = deployed(place)
-        unbooked = scenario.privacy.promises and not flower
-        yield _unbooked(place) if unbooked else promise(scenario, spent(scenario, place), flower)
+    flower = deployed(place) if scenario else None
+    if scenario and flower:
+        yield promise(scenario, spent(scenario, place), flower)
+    elif scenario and not found:
+        yield _unbooked(place) if scenario.privacy.promises else promise(scenario, {})
     if len(found) > 1:
         yield privacy.TWO
     for one in found:

@@ -111,7 +111,7 @@ def _rests(guarantee: str, scenario: Scenario, uncovered: tuple[str, ...]) -> tu
     by_server = guarantee == "user" and needed(scenario)
     rests = f"{'The server' if by_server else 'Each node'} keeps to that over all its guarded runs, by a ledger of its own."
     left = tuple(said for said in uncovered if said != "scores and controls")
-    return f"{rests} {CLIPPED + ' ' if by_server else ''}", (*left, "how long a node takes, and whether it answers")
+    return f"{rests} {CLIPPED + ' ' if by_server else ''}", (*left, "how long a node takes", "whether it answers")
 
 
 def _waived(flower: Flower) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Message
+from rich.table import Table
 
 from client import app as client_app
 from client import wire
@@ -20,6 +21,7 @@ from server import app as server_app
 from server import checkpoint
 from server.flower_strategy import HomingStrategy
 from server.grid import GridRuntime
+from simulations.accounts import show
 from strategies.base import Release, Task
 from strategies.privacy import discrete
 from strategies.privacy import noise as noises
@@ -99,6 +101,8 @@ def test_a_deployed_server_books_for_life_draws_from_the_system_and_says_who_is_
         assert "whole data of any one user, whoever looks, but for the server" in line and "Simulated" not in line
         assert "The server keeps to that over all its guarded runs" in line and "A user's own node is trusted to hold" in line
         assert not (page.parent / JOINT).exists()
+        said, table, *_ = show([str(page.parent)])
+        assert said == line and isinstance(table, Table)
     with pytest.raises(InputError, match="no user has anything left"):
         server_app.run(scenario_of(f"{world} {U}"), LocalGrid(f"{world} {U}", run_id=3), home / "runs" / "3")
 
@@ -201,6 +205,7 @@ def test_users_who_noise_their_own_releases_pay_at_home_and_send_noise_where_the
         want = found["u1"][0].noise * 0.05 * (size * release.users) ** 0.5
         assert release.users == len(set(order.users) - {"u4"}) and norm(release.update) == pytest.approx(want, rel=0.25)
     line = first_line(page)
+    assert list(show([str(page.parent)])) == [line]
     assert line.count("Each node keeps to that over all its guarded runs") == 2 and "the server included" in line
     assert json.loads((page.parent / "summary.json").read_text())["epsilon"] == {"example": 6.0, "user": 8.0}
 
