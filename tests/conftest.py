@@ -66,7 +66,7 @@ def write_files(folder: Path, tokenizer: Any, users: int) -> str:
         texts = [" ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(2, 7))) for _ in range(6 + user % 4)]
         made = [json.dumps({"prompt": text, "label": draw.choice(["yea", "nay"])}) + "\n" for text in texts]
         (folder / "users" / f"u{user}.jsonl").write_text("".join(made))
-    return f"model.name={folder / 'model'} data.path={folder / 'users'} data.labels=[nay,yea]"
+    return f"model.name={folder / 'model'} data.labels=[nay,yea] data.path={folder / 'users'}"
 
 
 def gpt2() -> Base:

@@ -174,7 +174,7 @@ def test_a_plan_counts_the_parameters_that_train(world: Any) -> None:
 
 
 def test_a_plan_is_told_for_what_the_scenario_promises_or_for_what_it_could(world: Any) -> None:
-    off = call("plan", "privacy", *world.settings, *WHOLE)
+    off = call("plan", "privacy", "movielens", *world.settings, *WHOLE)
     assert (off.code, off.err) == (0, "")
     assert off.out.startswith("privacy=off promises nothing.")
     assert "Guarantee E, example level (one row): epsilon 8" in off.out and "Guarantee U, user level" in off.out
@@ -184,7 +184,7 @@ def test_a_plan_is_told_for_what_the_scenario_promises_or_for_what_it_could(worl
     assert re.search(r"^private adapter +[\d,]+ +[\d.]+ +1 ", example.out, re.MULTILINE)
     assert "times the signal" in example.out
     assert example.out.rstrip().endswith(planned.NOTE)
-    unsound = call("plan", "privacy", *world.settings, *WHOLE, "privacy=example", "private_training.early_stopping=true")
+    unsound = call("plan", "privacy", "movielens", *world.settings, *WHOLE, "privacy=example", "private_training.early_stopping=true")
     assert "not yet a promise: private_training.early_stopping" in unsound.out
 
 
@@ -193,7 +193,7 @@ def test_users_and_examples_may_be_told_instead_of_read(world: Any, monkeypatch:
         raise AssertionError
 
     monkeypatch.setattr("client.data.load", reads)
-    said = call("plan", "privacy", *world.settings, *WHOLE, "privacy=example", "--users", "5000", "--examples", "70")
+    said = call("plan", "privacy", "movielens", *world.settings, *WHOLE, "privacy=example", "--users", "5000", "--examples", "70")
     assert said.code == 0
     assert "5,000 users, 4 a round" in said.out and "trains on 70 examples" in said.out
 
@@ -231,5 +231,5 @@ def test_a_rank_that_a_plan_names_has_as_few_parameters_as_it_says_and_the_next_
 )
 def test_what_cannot_be_planned_is_a_sentence(world: Any, guarded: Path, arguments: list[str], word: str) -> None:
     what, *more = (x.format(run=guarded) for x in arguments)
-    said = call("plan", what, *([] if what == "demo" or what == "privcy" else (*world.settings, *WHOLE)), *more)
+    said = call("plan", what, *([] if what == "demo" or what == "privcy" else ("movielens", *world.settings, *WHOLE)), *more)
     assert (said.code, word in said.err, said.err.count("\n")) == (2, True, 1), said
