@@ -145,6 +145,7 @@ def test_a_runs_users_and_noise_are_planned_once_whoever_comes_or_goes(tmp_path:
         ledger.spend([Spend("a", "another", 1, "joint", Event(4.0), False)])
     with joint.kept(scenario, ["b", "c", "d"], tmp_path, tmp_path, "run", False) as again:
         assert again and (again.users, again.plan) == (found.users, found.plan)
+        assert set(again.sample(2)) <= {"a", "b"}, "who is new waits for another run"
     (tmp_path / "plan.json").write_text('{"users": 3}')
     with pytest.raises(InputError, match=r"plan\.json cannot be resumed from"):
         joint.kept(scenario, [], tmp_path, tmp_path, "run", False).__enter__()
