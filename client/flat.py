@@ -88,11 +88,9 @@ class RowOptimizer:
 
     def __init__(self, flat: Flat, local: Local, examples: Sequence[int]) -> None:
         self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
-        pull = [local.weight_decay + local.prior / max(n, 1) for n in examples]
-        self.pull_K1 = torch.tensor(pull, device=flat.theta_KP.device).unsqueeze(1)
-        shorter = [1 / (1 + local.prior / max(n, 1)) for n in examples]
-        self.shorter_K1 = torch.tensor(shorter, device=flat.theta_KP.device).unsqueeze(1)
-        self.start_KP = flat.theta_KP.clone() if any(pull) else None
+        prior_K1 = torch.tensor([local.prior / max(n, 1) for n in examples], device=flat.theta_KP.device).unsqueeze(1)
+        self.pull_K1, self.shorter_K1 = local.weight_decay + prior_K1, 1 / (1 + prior_K1)
+        self.start_KP = flat.theta_KP.clone() if local.weight_decay or local.prior else None
         self.rows = [torch.nn.Parameter(row) for row in flat.theta_KP]
         self.torch: torch.optim.Optimizer
         if self.plain:

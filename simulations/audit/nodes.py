@@ -16,7 +16,7 @@ from configs.scenario import Scenario, label
 from server import rounds
 from simulations.training import World
 from strategies.privacy.accounting import epsilons
-from strategies.privacy.ledger import Ledger
+from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 
 
@@ -44,7 +44,7 @@ def opened(scenario: Scenario, world: World, users: dict[str, Splits], folder: P
     """
     folder.mkdir(parents=True)
     dataset = replace(world.dataset, users=users, unseen={})
-    with Ledger(folder / "ledger.sqlite") as ledger:
+    with Ledger(folder / LEDGER) as ledger:
         purse = Purse(scenario, ledger, label(scenario), keyed=scenario.privacy.guarantee != "unclaimed")
         with closing(Node(scenario, world.base, dataset, Kept(), purse)) as node:
             yield node

@@ -68,11 +68,6 @@ def read(source: str | Path, seeds: int = 0) -> Plan:
     return Plan(name, tuple(axes), chosen, tuple(rows))
 
 
-def is_study(source: str | Path) -> bool:
-    """Whether a word is a study's name or a YAML file."""
-    return Path(source).suffix in (".yaml", ".yml") or (STUDIES / f"{source}.yaml").is_file()
-
-
 def _scenarios(
     path: Path, name: str, scenario: str, settings: list[str], labels: tuple[str, ...], seeds: tuple[int, ...]
 ) -> Iterator[Scenario]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.errors import InputError
 from configs.scenario import Scenario
-from simulations import folders
+from simulations import folders, usage
 
 MEMORY = 6 << 30  # bytes that a run may take with the embedded model
 Done = Callable[[str, int, int], None]  # (what is done, how many are, of how many)
@@ -43,8 +43,8 @@ def finished(place: Path) -> bool:
 
 def usual_jobs() -> int:
     """One for each CPU, as long as each has the memory that a small model takes."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(os.cpu_count() or 1, free // MEMORY))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // MEMORY))
 
 
 def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: int) -> Iterator[tuple[str, InputError | None]]:
@@ -53,7 +53,7 @@ def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: i
         yield from ((key, _one(scenario, places[key])) for key, scenario in scenarios.items())
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), usage.quiet) as pool:
         narrow = {key: replace(scenario, engine=replace(scenario.engine, threads=threads)) for key, scenario in scenarios.items()}
         waiting = {pool.submit(_one, scenario, places[key]): key for key, scenario in narrow.items()}
         for future in as_completed(waiting):
@@ -68,10 +68,3 @@ def _one(scenario: Scenario, place: Path) -> InputError | None:
     except InputError as error:
         return error
     return None
-
-
-def _begin() -> None:
-    """Each process as quiet as the command line's own."""
-    from simulations.__main__ import quiet
-
-    quiet()
