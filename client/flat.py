@@ -7,6 +7,7 @@ Shape suffixes: K users, u privacy units of each, P numbers per user.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +78,13 @@ def _dense(slope: Tensor) -> tuple[Tensor, bool]:
     return (slope.mT if turned else slope).flatten(2), turned
 
 
+class Pull(NamedTuple):
+    """(strength / 2) |theta - anchor|^2 beside every user's loss."""
+
+    anchor_KP: Tensor
+    strength: float
+
+
 class RowOptimizer:
     """A torch optimizer whose parameters are the rows of a `Flat`, with a per-user clip and a pull towards a start.
 
@@ -84,9 +92,13 @@ class RowOptimizer:
     iteration ends at the maximum a posteriori, and its step is ``lr / (1 + prior / n_k)``: a prior adds that much to the curvature,
     and noise for privacy then moves a user of few examples no further than one of many. With adamw the pull is decoupled, as that
     optimizer's own decay is.
+
+    A `Pull` to something else than the start is taken as a proximal step after the optimizer's, theta <- (theta + lr s anchor) /
+    (1 + lr s): any strength is stable, and sgd comes to rest where gradient + s (theta - anchor) = 0.
     """
 
-    def __init__(self, flat: Flat, local: Local, examples: Sequence[int]) -> None:
+    def __init__(self, flat: Flat, local: Local, examples: Sequence[int], pull: Pull | None = None) -> None:
+        self.pull = pull
         self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
         prior_K1 = torch.tensor([local.prior / max(n, 1) for n in examples], device=flat.theta_KP.device).unsqueeze(1)
         self.pull_K1, self.shorter_K1 = local.weight_decay + prior_K1, 1 / (1 + prior_K1)
@@ -116,6 +128,9 @@ class RowOptimizer:
         self.torch.step()
         if self.start_KP is not None and not self.plain:
             self.flat.theta_KP[index] -= self.lr * self._away(index)
+        if self.pull is not None:
+            weight = self.lr * self.pull.strength
+            self.flat.theta_KP[index] = (self.flat.theta_KP[index] + weight * self.pull.anchor_KP[index]) / (1 + weight)
 
     def _away(self, index: Tensor) -> Tensor:
         """How far rows lie from their start, times their pull."""

@@ -16,3 +16,4 @@ class Learner:
     validation: Sequence[Encoded]
     key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
     noise: float = 0.0  # of a guarded phase: standard deviation of the noise over the bound of a unit's gradient
+    anchor: State | None = None  # what the moving tensors are pulled to, where a phase says so

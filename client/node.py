@@ -5,7 +5,7 @@ A phone keeps one user, a hospital hundreds, a simulation all of them.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from client import base as bases
 from client import controls, data
 from client.adapters.fisher import fitted
-from client.adapters.layout import Layout, layout
 from client.data.types import Dataset, Encoded
 from client.learner import Learner
 from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
 from client.purse import Purse
 from client.score import scores
+from client.similar import NEAR, sampled, similarity
+from client.split import split, twin, twinned
 from client.tower import Blocks, Tower
 from client.train import Trainer, Work, together
 from configs.errors import InputError
 from configs.scenario import Local, Scenario
-from strategies import aggregators, schemes
-from strategies.base import Phase, Release, Task, released
+from strategies.base import Phase, Release, Task
 from strategies.privacy import budget
 from strategies.privacy.events import Event
 from strategies.privacy.joint import at_home
@@ -45,58 +45,6 @@ class Turn(NamedTuple):
     noise: float  # multiplier; 0 where the phase is not guarded
 
 
-@dataclass(frozen=True)
-class Split:
-    """Which of a scenario's tensors are whose."""
-
-    layouts: tuple[Layout, ...]
-    scheme: schemes.Scheme
-    aggregator: aggregators.Aggregator
-
-    def owner(self, key: str) -> str:
-        """Who keeps the tensor "block/name"."""
-        block, _, name = key.partition("/")
-        return self.scheme.owner(block, name)
-
-    def released(self, key: str, round_: int) -> bool:
-        """Whether a tensor is trained and released in a round: shared, and if it is a LoRA's, one of the aggregator's factors."""
-        return self.owner(key) == "shared" and released(key, self.aggregator.factors(round_))
-
-    def name(self, key: str) -> str:
-        """What "block/name" is called on its way: PEFT's own name for the shared block, the key itself for what else is shared."""
-        return key.removeprefix("shared/")
-
-    def key(self, name: str) -> str:
-        """The "block/name" of a tensor that travels: undoes `name`."""
-        return name if "/" in name else f"shared/{name}"
-
-    def travels(self, key: str) -> bool:
-        """Whether a tensor is ever released or carried by the server; one that never is, every node makes from the seed."""
-        carried = self.owner(key) == "shared" and released(key, self.aggregator.carried)
-        return self.released(key, 1) or self.released(key, 2) or carried
-
-    def moves(self, key: str, phase: Phase, round_: int) -> bool:
-        """Whether a tensor trains in a phase."""
-        owner = self.owner(key)
-        return owner in phase.moves and (owner != "shared" or self.released(key, round_))
-
-    def start(self) -> State:
-        """Every tensor at its start."""
-        return {f"{x.block}/{n}": v for x in self.layouts for n, v in x.start.items()}
-
-    def shared_start(self) -> State:
-        """The shared adapter before the first round, under PEFT's names: what the server begins with."""
-        return {self.name(key): v.cpu() for key, v in self.start().items() if self.travels(key)}
-
-
-def split(scenario: Scenario, base: bases.Base) -> Split:
-    """Lay the scenario's adapters out on a base."""
-    scheme = schemes.build(scenario.scheme)
-    configs = {"shared": scenario.shared, "private": scenario.private}
-    layouts = tuple(layout(block, configs[block], base, scenario.seed) for block in scheme.blocks)
-    return Split(layouts, scheme, aggregators.build(scenario.aggregator, scenario.aggregator_options))
-
-
 class Node:
     """Users, their data and private adapters, and the engine that trains them."""
 
@@ -111,7 +59,8 @@ class Node:
         self.split = split(scenario, base)
         self.start = self.split.start()
         self.tower = Tower(base, self.split.layouts, scenario.engine)
-        layouts = tuple(fitted(x, self.tower, dataset.public, dataset.label_ids) for x in self.split.layouts)
+        plain = (x for x in self.split.layouts if x.block not in self.split.scheme.twins)
+        layouts = twinned(tuple(fitted(x, self.tower, dataset.public, dataset.label_ids) for x in plain), self.split.scheme)
         self.split = replace(self.split, layouts=layouts)
         self.trainer = Trainer(self.tower, layouts, scenario.engine, dataset.label_ids)
 
@@ -143,13 +92,14 @@ class Node:
         yield from self._silent(task, received, [user for user in paying if user not in users])
         if not users:
             return
-        states = [self._state(user, task, received) for user in users]
+        before = [self._state(user, task, received) for user in users]
+        states = before
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
             states = self._phase(task, phase, turns, states, work)
-        for user, state in zip(users, states, strict=True):
-            private = {k: v for k, v in state.items() if self.split.owner(k) == "private"}
-            if private and any(v is not self.start[k] for k, v in private.items()):
+        for user, old, state in zip(users, before, states, strict=True):
+            private = {k: v for k, v in state.items() if self.split.kept(k)}
+            if any(v is not old[k] for k, v in private.items()):
                 self.store.save(user, task.round, private)
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
                  "seconds": time.perf_counter() - began}  # fmt: skip
@@ -219,16 +169,19 @@ class Node:
     def _phase(self, task: Task, phase: Phase, turns: Sequence[Turn], states: list[State], work: Work) -> list[State]:
         if phase.fresh:
             states = [{k: self.start[k] if self.split.owner(k) in phase.moves else v for k, v in s.items()} for s in states]
-        learners = [
-            Learner(
-                state, x.train, self.dataset.users[x.user].validation, (self.scenario.seed, task.round, x.user, phase.name), x.noise
-            )
-            for x, state in zip(turns, states, strict=True)
-        ]
+        states = [phase.begin(s, task) for s in states]
+        learners = [self._learner(task, phase, x, state) for x, state in zip(turns, states, strict=True)]
         guard = self.purse.guard(phase) if self.scenario.privacy.of_examples and self.purse else None
-        moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), self._settings(task, phase), guard)
+        settings = self._settings(task, phase)
+        moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), settings, guard, phase)
         work.add(done)
-        return [{**s, **m} for s, m in zip(states, moved, strict=True)]
+        return [phase.end(s, {**s, **m}) for s, m in zip(states, moved, strict=True)]
+
+    def _learner(self, task: Task, phase: Phase, turn: Turn, state: State) -> Learner:
+        key, validation = (self.scenario.seed, task.round, turn.user, phase.name), self.dataset.users[turn.user].validation
+        moving = [k for k in state if self.split.moves(k, phase, task.round)] if phase.pull else []
+        anchor = {k: state[twin(k)] if self.split.is_twin(k) else state[k] for k in moving}
+        return Learner(state, turn.train, validation, key, turn.noise, anchor or None)
 
     def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
         """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round, between two units.
@@ -254,12 +207,11 @@ class Node:
     def _received(self, task: Task) -> State:
         """Tensors that all users have in common, on the device: what the server sent, and what the seed makes."""
         sent = {self.split.key(name): value.to(self.base.device) for name, value in task.shared.items()}
-        return {k: sent.get(k, v) for k, v in self.start.items() if self.split.owner(k) != "private"}
+        return {k: sent.get(k, v) for k, v in self.start.items() if not self.split.kept(k)}
 
     def _state(self, user: str, task: Task, received: State) -> State:
-        private = {k: v for k, v in self.start.items() if self.split.owner(k) == "private"}
         stored = self.store.load(user, task.round) or {}
-        return {**received, **private, **{k: v.to(self.base.device) for k, v in stored.items()}}
+        return {**received, **self.split.own(self.start, received), **{k: v.to(self.base.device) for k, v in stored.items()}}
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
@@ -335,9 +287,20 @@ class Node:
     def _personal(self, task: Task, owners: list[str], work: list[Sequence[Encoded]]) -> list[Tensor]:
         received, found = self._received(task), []
         for first in range(0, len(owners), CHUNK):
-            states = [self._state(user, task, received) for user in owners[first : first + CHUNK]]
-            found += self._score(self.trainer.blocks(together(states)), work[first : first + CHUNK])
+            some, asked = owners[first : first + CHUNK], work[first : first + CHUNK]
+            states = [self._state(user, task, received) for user in some]
+            if self.split.scheme.references:
+                found += [self._weighed(*each) for each in zip(some, states, asked, strict=True)]
+            else:
+                found += self._score(self.trainer.blocks(together(states), self.split.scheme.final), asked)
         return found
+
+    def _weighed(self, owner: str, state: State, examples: Sequence[Encoded]) -> Tensor:
+        """A user's model where it is another for each text."""
+        own = sampled(self.dataset.users[owner].train, self.split.scheme.references, (self.scenario.seed, owner))
+        near_n1 = similarity(self.tower, examples, own).unsqueeze(1)
+        blocks = self.trainer.blocks(together([state | {NEAR: x} for x in near_n1]), self.split.scheme.final)
+        return torch.cat(self._score(blocks, [[e] for e in examples]) or [torch.zeros(0, len(self.dataset.label_ids) or 2)])
 
     def _score(self, blocks: Blocks, work: Sequence[Sequence[Encoded]]) -> list[Tensor]:
         return scores(self.tower, blocks, work, self.scenario.engine, self.dataset.label_ids)

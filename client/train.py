@@ -5,7 +5,7 @@ so each gets their own gradient only. That equals training them one after the ot
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from client import dpsgd
 from client.adapters.layout import Layout
 from client.data.types import Encoded
 from client.dpsgd import Guard
-from client.flat import Flat, RowOptimizer
+from client.flat import Flat, Pull, RowOptimizer
 from client.learner import Learner
 from client.objective import row_losses
 from client.planner import Pass, cohorts, step_passes, token_budget, unit_passes
 from client.score import mean_losses
 from client.tower import Blocks, Tower
 from configs.scenario import Engine, Local
+from strategies.base import Phase
 from strategies.tree import State, generator, stack
 
 
@@ -47,14 +48,17 @@ class Trainer:
     layouts: tuple[Layout, ...]
     engine: Engine
     label_ids: tuple[int, ...] = field(default=())
+    phase: Phase | None = None  # what is applied of a state, and how; None: all of it as it is
 
-    def train(self, learners: Sequence[Learner], moves: Callable[[str], bool], local: Local,
-              guard: Guard | None = None) -> tuple[list[State], Work]:  # fmt: skip
+    def train(self, learners: Sequence[Learner], moves: Callable[[str], bool], local: Local, guard: Guard | None = None,
+              phase: Phase | None = None) -> tuple[list[State], Work]:  # fmt: skip
         """Train the tensors that ``moves`` accepts, for each learner; returns those tensors in the learners' order.
 
         With a ``guard`` by DP-SGD: what comes back then is private in any one unit of a learner's training examples, and in
         nothing else. Early stopping looks at other examples, so a guarded phase must not use it.
         """
+        if phase is not None:
+            return replace(self, phase=phase).train(learners, moves, local, guard)
         numbers = sum(v.numel() for n, v in learners[0].state.items() if moves(n))
         result: list[State] = [{} for _ in learners]
         work = Work()
@@ -66,15 +70,18 @@ class Trainer:
                 result[k] = {name: value[index].clone() for name, value in trained.items()}
         return result, work
 
-    def blocks(self, state: State) -> Blocks:
-        """Order "block/name" tensors (leading K or 1) the way a tower applies them."""
-        return [(x, {n: state[f"{x.block}/{n}"] for n in x.names()}) for x in self.layouts]
+    def blocks(self, state: State, phase: Phase | None = None) -> Blocks:
+        """Order "block/name" tensors (leading K or 1) the way a tower applies them; of a phase, those that it applies."""
+        found = phase or self.phase
+        seen = found.view(state) if found else state
+        applied = [x for x in self.layouts if not found or not found.applies or x.block in found.applies]
+        return [(x, {n: seen[f"{x.block}/{n}"] for n in x.names()}) for x in applied]
 
     def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int,
                 guard: Guard | None) -> tuple[State, Work]:  # fmt: skip
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
-        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort])
+        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort], self._pull(cohort))
         best = _Best(flat, [len(x.validation) > 0 for x in cohort]) if local.early_stopping else None
         budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
         for epoch in range(local.epochs + 1):
@@ -86,6 +93,11 @@ class Trainer:
                 else:
                     self._guarded_epoch(cohort, flat, fixed, optimizer, local.batch, epoch, budget, work, guard)
         return flat.views(flat.theta_KP if best is None else best.theta_KP), work
+
+    def _pull(self, cohort: list[Learner]) -> Pull | None:
+        """What the moving tensors are pulled to, and how strongly."""
+        anchors = [x.anchor for x in cohort if x.anchor is not None]
+        return Pull(Flat(stack(anchors)).theta_KP, self.phase.pull) if anchors and self.phase else None
 
     def _epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
                budget: int, work: Work) -> None:  # fmt: skip

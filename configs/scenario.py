@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
 
@@ -261,6 +261,7 @@ class Scenario:
     # fixed: drawn anew, without replacement; cyclic: in turns, all before anyone twice; poisson: each user by a coin of their own
     sampling: Literal["fixed", "cyclic", "poisson"] = "fixed"
     scheme: str = "dual"
+    scheme_options: dict[str, float] = field(default_factory=dict)
     private_from: int = 0  # in so many rounds only the shared adapter trains (schemes with both); more than rounds is all of them
     personalize: int = 0  # extra epochs of the private adapter after the last round, the shared one frozen
     aggregator: str = "fedit"
@@ -294,13 +295,14 @@ class Scenario:
 def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Scenario:
     """Read a scenario: a name in `configs/`, or a YAML file, then ``key=value`` overrides.
 
-    Another aggregator begins with its own options, not with those that the file has for the one it names.
+    Another aggregator or scheme begins with its own options, not with those that the file has for the one it names.
     Raises `InputError` for an unknown key, a wrong type or an impossible value.
     """
-    tree, changes = _read(source), [_override(item) for item in overrides]
-    named = tree.get("aggregator", Scenario.aggregator)
-    if any(change.get("aggregator", named) != named for change in changes):
-        tree.pop("aggregator_options", None)
+    tree, changes = _read(source), [_known(reading.override(item)) for item in overrides]
+    for key, default in (("aggregator", Scenario.aggregator), ("scheme", Scenario.scheme)):
+        named = tree.get(key, default)
+        if any(change.get(key, named) != named for change in changes):
+            tree.pop(f"{key}_options", None)
     return build(OmegaConf.merge(tree, *changes))
 
 
@@ -328,7 +330,8 @@ def to_yaml(scenario: Scenario) -> str:
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = OmegaConf.to_container(OmegaConf.structured(scenario))  # makes 1 a 1.0 where a field is a float
-    del tree["engine"], tree["name"]
+    for key in ("engine", "name", *(("scheme_options",) if not scenario.scheme_options else ())):
+        del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -345,30 +348,11 @@ def _read(source: str | Path) -> DictConfig:
         named = [p.stem for p in HERE.glob("*.yaml")]
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent != HERE else []
         raise InputError(f"no scenario '{source}'{nearest(Path(source).name, [*named, *beside])}")
-    try:
-        tree = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
-        raise InputError(f"{path} is not YAML: {line}{_problem(error)}") from None
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, DictConfig):
-        raise InputError(f"{path} must hold key: value pairs")
-    tree = _spelt_out(tree)
-    check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
-    return tree
+    return _known(reading.tree(path))
 
 
-def _override(item: str) -> DictConfig:
-    key, equals, _ = item.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise InputError(f"override '{item}' must be written key=value, e.g. rounds=5 or shared.rank=4")
-    try:
-        tree = OmegaConf.from_dotlist([item])
-    except yaml.YAMLError as error:
-        raise InputError(f"override '{item}' cannot be read: {_problem(error)}") from None
-    except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"override '{item}' cannot be read: {str(error).splitlines()[0]}") from None
+def _known(tree: DictConfig) -> DictConfig:
+    """The tree spelt out. Raises `InputError` for a name that no scenario has."""
     tree = _spelt_out(tree)
     check(typing.cast(dict[str, Any], OmegaConf.to_container(tree)), Scenario)
     return tree
@@ -381,11 +365,6 @@ def _spelt_out(tree: DictConfig) -> DictConfig:
     if OmegaConf.select(tree, "privacy.guarantee") is False:
         tree["privacy"]["guarantee"] = "off"
     return tree
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    said = error.problem or error.context if isinstance(error, yaml.MarkedYAMLError) else None
-    return said or str(error).splitlines()[0]
 
 
 def _check_group(name: str, group: Any) -> None:

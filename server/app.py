@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from client import base as bases
 from client import wire
-from client.node import split
+from client.split import split
 from configs.errors import InputError
 from configs.scenario import Scenario, label, scenario_hash
 from server import aggregation, checkpoint, rounds

@@ -51,16 +51,16 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
 
 def last_round(scenario: Scenario) -> int:
     """The federation's rounds, and one more in which everyone trains only what is private, if anything is and that is asked for."""
-    return scenario.rounds + (scenario.personalize > 0 and personal(schemes.build(scenario.scheme)))
+    return scenario.rounds + (scenario.personalize > 0 and personal(schemes.of(scenario)))
 
 
 def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
     """What a round asks of its users, of so many in the run."""
-    most = participations(scenario, users)
+    most, cohort = participations(scenario, users), min(scenario.users_per_round or users, users)
     if number > scenario.rounds:
-        return Task(number, shared, ("final",), scenario.personalize, most)
-    both = "shared" in schemes.build(scenario.scheme).blocks and number <= scenario.private_from
-    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=most)
+        return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort)
+    both = "shared" in schemes.of(scenario).blocks and number <= scenario.private_from
+    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=most, cohort=cohort)
 
 
 def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
 
     Where private adapters begin anew each round, the shared one is nothing by itself.
     """
-    every, alone = scenario.evaluate_every, not schemes.build(scenario.scheme).final.fresh
+    every, alone = scenario.evaluate_every, not schemes.of(scenario).final.fresh
     due = every and (number % every == 0 or number == last_round(scenario))
     return tuple(row for row in VALIDATED if alone or row != "shared") if due else ()
 

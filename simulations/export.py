@@ -8,9 +8,9 @@ from client import base as bases
 from client import data
 from client.adapters.fisher import fitted, needs_texts
 from client.adapters.layout import Layout
-from client.node import Split, split
 from client.peft_io import save_user
 from client.private import PrivateStore
+from client.split import Split, split
 from client.tower import Tower
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario
@@ -38,9 +38,13 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
     parts = split(scenario, base)
     if listed[user] and of_flower(folder) and any(parts.owner(key) == "private" for key in parts.start()):
         raise InputError(f"{folder} holds a run of Flower: the private adapter of '{user}' is on the node that keeps that user")
-    own = PrivateStore(folder / "private").load(user, last.round + 1) or {}
-    state: State = {**parts.start(), **{parts.key(n): v for n, v in last.shared.items()}, **own}
-    layouts = tuple(x for x in parts.layouts if listed[user] or x.block == "shared")
+    if listed[user] and parts.scheme.references:
+        raise InputError(f"scheme '{scenario.scheme}' weighs a user's adapters anew for each text, and no one adapter does that")
+    received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
+    stored = PrivateStore(folder / "private").load(user, last.round + 1) or {}
+    layouts, state = parts.model(received | parts.own(parts.start(), received) | stored)
+    if not listed[user]:
+        layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
     return save_user(base, _fitted(scenario, base, parts, layouts), state, out, f"The model of user {user}")

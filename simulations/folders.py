@@ -45,7 +45,7 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     from strategies.privacy import rules
 
     _refuse_folder(scenario, folder)
-    schemes.build(scenario.scheme)
+    schemes.of(scenario)
     rules.refuse(scenario)
     aggregation.build(scenario)
     for name in scenario.controls:

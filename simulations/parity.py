@@ -28,8 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from client import base as bases
 from client import data
-from client.node import split
 from client.private import PrivateStore, folder_name
+from client.split import split
 from configs.errors import InputError
 from configs.scenario import Scenario, load
 from server import checkpoint, rounds

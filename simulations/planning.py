@@ -11,7 +11,7 @@ from rich.table import Table
 from client import base as bases
 from client import data
 from client.base import Base
-from client.node import Split, split
+from client.split import Split, split
 from configs.errors import InputError
 from configs.scenario import Adapter, Scenario
 from server.joint import cohorts
@@ -106,7 +106,7 @@ def numbers(found: Split) -> dict[tuple[str, str], int]:
 
 def ranks(scenario: Scenario, base: Base, part: Part, most: float) -> list[str]:
     """Settings of an adapter under which a part trains at most so many parameters: its own kind with a smaller rank, or a core."""
-    block = "private" if part.whose == "private" and "private" in schemes.build(scenario.scheme).blocks else "shared"
+    block = "private" if part.whose == "private" and "private" in schemes.of(scenario).blocks else "shared"
     config: Adapter = getattr(scenario, block)
     found: dict[int, str] = {}
     for kind in dict.fromkeys((config.kind, "core")):

@@ -38,7 +38,7 @@ Rows = list[dict[str, Any]]
 def rows(scenario: Scenario, world: World, folder: Path, observe: rounds.Observer) -> Iterator[tuple[str, Rows]]:
     """Train the controls that the scenario asks for and yield (name, a row per user)."""
     wanted = [c for c in LONG if c in scenario.controls]
-    never_alone = schemes.build(scenario.scheme).final.fresh  # then the main run's shared adapter is no model by itself
+    never_alone = schemes.of(scenario).final.fresh  # then the main run's shared adapter is no model by itself
     shared = never_alone and not {"shared", "user_bias"}.isdisjoint(scenario.controls)
     if not (wanted or shared) or scenario.scheme in ("local_only", "shared_only"):
         return
@@ -61,13 +61,14 @@ def rows(scenario: Scenario, world: World, folder: Path, observe: rounds.Observe
 
 def shared_only(scenario: Scenario) -> Scenario:
     """The same federation without private adapters."""
-    return replace(scenario, scheme="shared_only", personalize=0, private_from=0, evaluate_every=0)
+    return replace(scenario, scheme="shared_only", scheme_options={}, personalize=0, private_from=0, evaluate_every=0)
 
 
 def local_only(scenario: Scenario, users: int) -> Scenario:
     """Everyone alone, in one round of as many epochs as a user trained the shared adapter."""
     local = _in_one_place(scenario, users, LOCAL_BATCH)
-    return replace(scenario, privacy=Privacy(), scheme="local_only", rounds=1, users_per_round=0, personalize=0, private_from=0,
+    return replace(scenario, privacy=Privacy(), scheme="local_only", scheme_options={}, rounds=1,
+                   users_per_round=0, personalize=0, private_from=0,
                    evaluate_every=0, private=scenario.shared, private_training=local)  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def shared_epochs(scenario: Scenario, users: int) -> int:
 
 def extra_rounds(scenario: Scenario, users: int) -> int:
     """Rounds in which the shared adapter sees as many examples as the private adapters saw since they last began anew."""
-    fresh = schemes.build(scenario.scheme).final.fresh
+    fresh = schemes.of(scenario).final.fresh
     share = min(scenario.users_per_round / users, 1.0) if scenario.users_per_round else 1.0
     kept = 0 if fresh else scenario.rounds - scenario.private_from
     private = kept * scenario.private_training.epochs * share + scenario.personalize

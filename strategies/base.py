@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from strategies.tree import State
 
 Owner = Literal["shared", "private", "frozen"]
+Block = Literal["shared", "private", "rest"]  # an adapter; "rest": what all others have, as one user sees it
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Task:
     epochs: int | None = None  # instead of the scenario's
     participations: int = 0  # in how many rounds of the run a user trains at most: what the privacy of each of them is planned for
     bound: float = 0.0  # L2, of each user's whole release under guarantee U; 0: none
+    cohort: int = 0  # how many users are asked in this round
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,57 @@ def released(name: str, factors: Iterable[str]) -> bool:
     return ".lora_" not in name or any(f".{factor}." in name for factor in factors)
 
 
+def as_it_is(state: State, _task: Task) -> State:
+    """A phase begins with what the user has."""
+    return state
+
+
+def plainly(state: State) -> State:
+    """What a user has is what is applied."""
+    return state
+
+
+def as_it_ended(_before: State, after: State) -> State:
+    """A phase leaves what its training came to."""
+    return after
+
+
 class Phase(NamedTuple):
-    """One turn of local training: which tensors move. The rest is applied and passes gradients, but stays."""
+    """One turn of local training: which tensors move. The rest is applied and passes gradients, but stays.
+
+    ``begin``, ``view`` and ``end`` are pure functions on what one user has, "block/name" -> tensor. A ``view`` is differentiated, and
+    its tensors have one or two axes in front, of users and of their units.
+    """
 
     name: Literal["shared", "private"]  # whose training settings (`Scenario.shared_training` or `.private_training`)
     moves: tuple[Owner, ...]
     part: Literal["all", "support", "query"] = "all"  # of a user's training examples: the earlier and the later ones
     fresh: bool = False  # what moves begins at its start, not where the user's last round ended
+    applies: tuple[Block, ...] = ()  # the adapters that are applied; none named: all of the scheme's
+    begin: Callable[[State, Task], State] = as_it_is  # (what the user has, the task) -> what training begins with
+    view: Callable[[State], State] = plainly  # what is applied of it
+    end: Callable[[State, State], State] = as_it_ended  # (before, after training) -> what the user has then
+    pull: float = 0.0  # lambda of (lambda / 2) |theta - shared|^2: a copy of the shared adapter is held near what was received
 
 
 class Scheme(NamedTuple):
     """How the adapters are split between the federation and the user, and in which order they train."""
 
-    blocks: tuple[Literal["shared", "private"], ...]  # adapters that exist
+    blocks: tuple[Block, ...]  # adapters that exist
     owner: Callable[[str, str], Owner]  # (block, tensor name) -> who keeps it
     phases: tuple[Phase, ...]
     paper: str
-    final: Phase = Phase("private", ("private",))  # after the last round, where a scenario asks to personalize
+    # After the last round, where a scenario asks to personalize; a user's own model is always what this phase applies.
+    final: Phase = Phase("private", ("private",))
+    twins: tuple[Block, ...] = ()  # adapters that are copies of the shared one; users who have none yet have what they received
+    own: tuple[tuple[str, float], ...] = ()  # single numbers that a user keeps beside adapters: name -> start, as "private/name" [1]
+    references: int = 0  # a text is weighed by its likeness to so many of the user's own, as "similarity" [1] in a view; 0: it is not
+    needs: tuple[tuple[str, object], ...] = ()  # (field of the scenario, the value without which the scheme means nothing)
 
 
 def personal(scheme: Scheme) -> bool:
     """Whether users keep anything of their own, which a last phase could go on with."""
-    return any("private" in phase.moves for phase in scheme.phases)
+    return "private" in scheme.blocks or any("private" in phase.moves for phase in scheme.phases)
 
 
 class Runtime(Protocol):

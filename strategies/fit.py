@@ -17,10 +17,16 @@ def refuse(scenario: Scenario) -> None:
 
 def problems(scenario: Scenario) -> Iterator[str]:
     """What keeps the aggregator from its work, a sentence each. A scheme that shares nothing has none: nobody asks it to aggregate."""
-    scheme, chosen = schemes.build(scenario.scheme), aggregators.build(scenario.aggregator, scenario.aggregator_options)
+    scheme, chosen = schemes.of(scenario), aggregators.build(scenario.aggregator, scenario.aggregator_options)
     kinds, said = {"shared": scenario.shared.kind, "private": scenario.private.kind}, f"aggregator '{scenario.aggregator}'"
     trained = {factor for number in (1, 2) for factor in chosen.factors(number)}
-    common = {block: {f for f in FACTORS if scheme.owner(block, f"x.{f}.weight") == "shared"} for block in scheme.blocks}
+    own = [block for block in scheme.blocks if block not in scheme.twins]
+    common = {block: {f for f in FACTORS if scheme.owner(block, f"x.{f}.weight") == "shared"} for block in own}
+    for field, value in scheme.needs:
+        if (found := getattr(scenario, field)) != value:
+            yield f"scheme '{scenario.scheme}' needs {field}={value}, not {found}"
+    if scheme.twins and chosen.mutates_base:
+        yield f"{said} changes the base under the adapters, and scheme '{scenario.scheme}' keeps copies of them; use fedit"
     for block, factors in common.items():
         if kinds[block] == "lora" and factors and not factors & trained:
             yield f"{said} trains {_all(trained)} only, and scheme '{scenario.scheme}' shares {_all(factors)} of {block}; use fedit"

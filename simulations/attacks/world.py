@@ -25,7 +25,8 @@ STEP = Local(optimizer="sgd", epochs=1, batch=ALL, max_norm=0.0)  # one step ove
 def one_round(scenario: Scenario, scheme: str, adapter: Adapter, training: Local) -> Scenario:
     """A run of one round, so that the whole budget is spent in it: the least noise that an epsilon can stand for."""
     return replace(
-        scenario, scheme=scheme, rounds=1, users_per_round=0, private_from=0, personalize=0, aggregator="fedit", aggregator_options={},
+        scenario, scheme=scheme, scheme_options={},
+        rounds=1, users_per_round=0, private_from=0, personalize=0, aggregator="fedit", aggregator_options={},
         weights="uniform", shared=adapter, private=adapter, shared_training=training, private_training=training,
     )  # fmt: skip
 

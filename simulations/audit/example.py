@@ -23,7 +23,7 @@ from simulations.training import World
 def audit(scenario: Scenario, world: World, folder: Path) -> Result:
     """Audit the private adapters of all of a world's users."""
     level = scenario.privacy.example
-    scenario = guarded(replace(scenario, scheme="local_only", users_per_round=0))
+    scenario = guarded(replace(scenario, scheme="local_only", scheme_options={}, users_per_round=0))
     canary, users = example(world.base, world.dataset, scenario.seed), world.dataset.users
     coin_M = coins(len(users), scenario.seed, "example")
 

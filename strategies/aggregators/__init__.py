@@ -1,11 +1,8 @@
 """The registry of aggregators: one file and one line each."""
 
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from configs.errors import InputError, unknown
 from strategies.aggregators.fedadagrad import fedadagrad
 from strategies.aggregators.fedadam import fedadam
 from strategies.aggregators.fedavgm import fedavgm
@@ -27,6 +24,7 @@ from strategies.aggregators.task_arithmetic import task_arithmetic
 from strategies.aggregators.ties import ties
 from strategies.aggregators.trimmed_mean import trimmed_mean
 from strategies.base import Aggregator
+from strategies.registry import make
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "fedadagrad": fedadagrad,
@@ -62,26 +60,7 @@ def build(name: str, options: Mapping[str, float]) -> Aggregator:
     """
     if name.startswith(FLOWER):
         return of_flower(_not_here, _not_here)
-    maker = AGGREGATORS[name] if name in AGGREGATORS else _imported(name)
-    known = inspect.signature(maker).parameters
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
-    return maker(**options)
-
-
-def _imported(path: str) -> Callable[..., Aggregator]:
-    """A function by its import path. Nothing is called that does not say that it returns an `Aggregator`."""
-    module, dot, function = path.rpartition(".")
-    if not dot:
-        raise unknown("aggregator", path, AGGREGATORS)
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise InputError(f"aggregator '{path}': {error}") from None
-    if not inspect.isfunction(found) or inspect.signature(found).return_annotation not in (Aggregator, "Aggregator"):
-        raise InputError(f"aggregator '{path}' must be a function that is annotated with '-> Aggregator'")
-    return cast(Callable[..., Aggregator], found)
+    return make("aggregator", name, options, AGGREGATORS, Aggregator)
 
 
 def of_flower(init: Callable[..., Any], apply: Callable[..., Any]) -> Aggregator:

@@ -67,7 +67,7 @@ def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[E
     ``spent`` is what the user's ledger holds of earlier runs. A part that is not to be noised has 0.
     Raises `accounting.SpentError` where nothing of the budget is left.
     """
-    level, scheme = scenario.privacy.example, schemes.build(scenario.scheme)
+    level, scheme = scenario.privacy.example, schemes.of(scenario)
     parts = planned(scenario, scheme, examples, participations)
     shares = _shares(level, scheme, parts)
     weights = {name: cost.rate * math.sqrt(cost.steps / shares[name]) for name, cost in parts.items() if covered(scenario, name)}

@@ -80,7 +80,7 @@ def parts(setting: Setting, guarantee: Guarantee) -> tuple[Part, ...]:
 
 
 def _of_examples(setting: Setting) -> tuple[Part, ...]:
-    scenario, scheme = setting.scenario, schemes.build(setting.scenario.scheme)
+    scenario, scheme = setting.scenario, schemes.of(setting.scenario)
     cohorts = setting.cohorts(scenario, setting.users)
     noise = budget.noise(scenario, setting.examples, cohorts.participations, setting.spent.get("example", ()))
     costs = budget.planned(scenario, scheme, setting.examples, cohorts.participations)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
-from strategies.base import Scheme, personal
+from strategies.base import Phase, Scheme, personal
 from strategies.privacy import accounting, budget
 
 
@@ -22,7 +22,7 @@ def refuse(scenario: Scenario) -> None:
 
 def problems(scenario: Scenario) -> Iterator[str]:
     """All that makes a scenario's guarantee void, a sentence each."""
-    privacy, scheme = scenario.privacy, schemes.build(scenario.scheme)
+    privacy, scheme = scenario.privacy, schemes.of(scenario)
     if privacy.promises:
         yield from _answers(scenario)
     if privacy.of_examples:
@@ -47,7 +47,7 @@ def covers_private(scenario: Scenario) -> bool:
 
 
 def _trained(scenario: Scenario) -> list[str]:
-    return trained(schemes.build(scenario.scheme), scenario.personalize > 0)
+    return trained(schemes.of(scenario), scenario.personalize > 0)
 
 
 def _answers(scenario: Scenario) -> Iterator[str]:
@@ -86,7 +86,14 @@ def _uncovered(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
 
 def _apart(scenario: Scenario, scheme: Scheme) -> bool:
     """Whether every release is made before any private adapter exists."""
-    return "shared" in scheme.blocks and scenario.private_from == scenario.rounds and all(p.name in p.moves for p in scheme.phases)
+    never = all("shared" in (p.applies or scheme.blocks) and "private" not in (p.applies or scheme.blocks) for p in _sending(scheme))
+    late = scenario.private_from == scenario.rounds and all(p.name in p.moves for p in scheme.phases)
+    return "shared" in scheme.blocks and (never or late)
+
+
+def _sending(scheme: Scheme) -> list[Phase]:
+    """The phases whose outcome is released."""
+    return [phase for phase in scheme.phases if phase.name == "shared"]
 
 
 def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:

@@ -159,7 +159,7 @@ def test_two_loras_train_as_in_peft_with_adamw(base: Base, texts: Texts, phase: 
 
 @pytest.mark.parametrize("scheme", schemes.SCHEMES)
 def test_every_phase_of_every_scheme_trains_as_in_peft(base: Base, texts: Texts, scheme: str) -> None:
-    built = schemes.build(scheme)
+    built = schemes.build(scheme, {})
     blocks = tuple(layout(name, LORA, base, 0) for name in built.blocks)
     for phase in built.phases:
 

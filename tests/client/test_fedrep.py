@@ -45,9 +45,9 @@ def watched(node: Node, task: Task) -> tuple[list[tuple[str, list[Sequence[Encod
     seen: list[tuple[str, list[Sequence[Encoded]], list[State]]] = []
     real = node.trainer.train
 
-    def train(learners: Sequence[Learner], moves: Any, local: Local, guard: Any) -> tuple[list[State], Work]:
+    def train(learners: Sequence[Learner], moves: Any, local: Local, guard: Any, phase: Any) -> tuple[list[State], Work]:
         seen.append((str(learners[0].key[-1]), [x.train for x in learners], [x.state for x in learners]))
-        return real(learners, moves, local, guard)
+        return real(learners, moves, local, guard, phase)
 
     object.__setattr__(node, "trainer", type("Watched", (), {"train": staticmethod(train), "blocks": node.trainer.blocks}))
     try:

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from client.adapters.layout import Layout, layout
 from client.base import Base
 from client.data.types import Dataset, Encoded, Splits
-from client.node import Node, split
+from client.node import Node
 from client.objective import logits
 from client.peft_io import load_lora, save_user
 from client.private import PrivateStore
+from client.split import split
 from client.tower import Tower
 from client.train import Trainer
 from configs import scenario as scenarios

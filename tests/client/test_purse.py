@@ -109,7 +109,7 @@ def test_what_a_scheme_of_one_adapter_keeps_private_is_planned_and_booked_in_the
 
 def test_beside_covered_parts_those_left_out_are_not_booked(ledger: Ledger) -> None:
     asked = scenario("privacy.example.noised=[shared]")
-    purse, scheme = Purse(asked, ledger, "run"), schemes.build("dual")
+    purse, scheme = Purse(asked, ledger, "run"), schemes.build("dual", {})
     costs = {"ann": {"shared": Event(2.0), "private": Event(0.0)}, "bob": {"private": Event(0.0)}, "cleo": {"shared": Event(0.01)}}
     assert purse.book(1, scheme, costs) == {"ann", "bob"}
     assert ledger.histories() == {"ann": (Event(2.0),)}

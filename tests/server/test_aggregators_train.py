@@ -12,8 +12,9 @@ import torch
 from client import base as bases
 from client.base import Base
 from client.data.types import Dataset, Encoded, Splits
-from client.node import Node, split
+from client.node import Node
 from client.private import PrivateStore
+from client.split import split
 from configs.errors import InputError
 from configs.scenario import Adapter, Local, Privacy, Scenario, UserLevel, load
 from server import aggregation, rounds

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from client import base as bases
-from client.node import split
+from client.split import split
 from simulations import flower_ray
 from simulations.parity import ROOT
 from strategies.files import read_state, write_state

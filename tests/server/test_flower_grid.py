@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_private_adapters_in_a_late
 
 def _start(overrides: str) -> dict[str, torch.Tensor]:
     from client import base as bases
-    from client.node import split
+    from client.split import split
 
     scenario = scenario_of(overrides)
     return split(scenario, bases.load(scenario.model, "cpu")).shared_start()

@@ -13,8 +13,8 @@ from flwr.common.serde import recorddict_to_proto
 
 from client import app as client_app
 from client import base as bases
-from client.node import split
 from client.private import PrivateStore, folder_name
+from client.split import split
 from client.train import Trainer
 from configs.errors import InputError
 from configs.scenario import scenario_hash
@@ -245,7 +245,7 @@ def uploaded(world: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     return said, next(spoilt)
 
 
-PRIVATE = [name for name in SCHEMES if any("private" in phase.moves for phase in build(name).phases)]
+PRIVATE = [name for name in SCHEMES if any("private" in phase.moves for phase in build(name, {}).phases)]
 
 
 @pytest.mark.parametrize(("scheme", "aggregator"), [*((scheme, "fedit") for scheme in PRIVATE), ("dual", "flower.FedMedian")])

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import app as client_app
 from client import base as bases
-from client.node import split
+from client.split import split
 from configs.errors import InputError
 from configs.scenario import Scenario, load
 from server import aggregation, checkpoint, rounds

@@ -60,7 +60,7 @@ class Lossy(LocalGrid):
 @pytest.fixture
 def start(world: str) -> State:
     from client import base as bases
-    from client.node import split
+    from client.split import split
 
     scenario = scenario_of(world)
     return split(scenario, bases.load(scenario.model, "cpu")).shared_start()

@@ -11,7 +11,7 @@ import pytest
 
 from client import base as bases
 from client import data
-from client.node import split
+from client.split import split
 from configs.scenario import load
 from server.joint import cohorts
 from server.report import planned, privacy

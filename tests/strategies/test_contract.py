@@ -12,7 +12,7 @@ import torch
 from configs.errors import InputError
 from strategies import aggregators, schemes
 from strategies.aggregators import AGGREGATORS
-from strategies.base import Aggregator, Release, released
+from strategies.base import Aggregator, Release, as_it_ended, personal, released
 from strategies.files import read_state, write_state
 from strategies.lora import pairs
 from strategies.schemes import SCHEMES
@@ -211,7 +211,7 @@ def test_how_users_write_their_products_matters_exactly_where_nothing_else_is_sa
 
 
 # ------------------------------------------------------------------ names
-@pytest.mark.parametrize("build", [lambda: aggregators.build("fedti", {}), lambda: schemes.build("dul")])
+@pytest.mark.parametrize("build", [lambda: aggregators.build("fedti", {}), lambda: schemes.build("dul", {})])
 def test_an_unknown_name_is_answered_with_the_nearest(build: Callable[[], object]) -> None:
     with pytest.raises(InputError, match="did you mean"):
         build()
@@ -249,22 +249,25 @@ def test_nothing_else_is_called_by_its_import_path(path: str, said: str) -> None
 # ------------------------------------------------------------------ schemes
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_tensor_of_a_scheme_has_an_owner_and_phases_move_only_what_there_is(name: str) -> None:
-    scheme = schemes.build(name)
+    scheme = schemes.build(name, {})
     owners = {scheme.owner(block, tensor) for block in scheme.blocks for tensor in shared()}
     assert scheme.blocks
-    assert set(scheme.blocks) <= {"shared", "private"}
+    assert set(scheme.blocks) <= {"shared", "private", "rest"}
+    assert "shared" in scheme.blocks or not scheme.twins
     assert len(set(scheme.blocks)) == len(scheme.blocks)
     assert owners <= {"shared", "private", "frozen"}
-    moving = {owner for phase in scheme.phases for owner in phase.moves}
+    every = (*scheme.phases, *((scheme.final,) if personal(scheme) else ()))
+    moving = {owner for phase in every for owner in phase.moves}
+    sent = {"shared"} if any(phase.end is not as_it_ended for phase in scheme.phases) else set()
     assert moving <= owners, "a phase moves what nobody has"
-    assert owners - {"frozen"} <= moving, "what is not frozen trains in some phase"
-    assert all(phase.moves for phase in scheme.phases)
+    assert owners - {"frozen"} == moving | sent, "what is not frozen trains in some phase, or is what a phase ends with"
+    assert all(phase.moves and {*phase.applies} <= {*scheme.blocks} for phase in every)
     assert len({phase.name for phase in scheme.phases}) == len(scheme.phases)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMES if "private" in schemes.build(name).blocks])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if "private" in schemes.build(name, {}).blocks])
 def test_in_a_private_block_nothing_is_shared_but_the_representation_that_fedrep_names(name: str) -> None:
-    scheme = schemes.build(name)
+    scheme = schemes.build(name, {})
     prefix = "base_model.model.x."
     others = ["prompt_embeddings", f"{prefix}lora_B.weight", f"{prefix}core.weight", f"{prefix}ia3_l"]
     representation = [f"{prefix}lora_A.weight", f"{prefix}mix.weight"]

@@ -13,7 +13,7 @@ from strategies.base import Phase
 from strategies.privacy import accounting, budget
 from strategies.privacy.events import Event
 
-FEDREP = schemes.build("fedrep")
+FEDREP = schemes.build("fedrep", {})
 EVERY = ("dual", "fedrep", "fedsa", "local_only", "shared_only")
 
 
@@ -33,7 +33,7 @@ def scenario(*words: str) -> Scenario:
 
 def booked(asked: Scenario, z: dict[str, float], examples: int, cuts: list[float]) -> list[dict[str, Event]]:
     """What each round's parts cost a user, if these shares of the examples are the earlier ones, round by round."""
-    scheme = schemes.build(asked.scheme)
+    scheme = schemes.build(asked.scheme, {})
 
     def cost(phase: Phase, seen: int, epochs: int, last: bool = False) -> tuple[str, Event]:
         name = budget.label(phase, last)
@@ -59,7 +59,7 @@ def test_no_course_of_a_run_takes_more_than_is_planned(examples: int, cuts: list
         f"{block}_training": replace(budget.local(PLAIN, block), batch=b) for block, b in (("shared", common), ("private", own))
     }
     asked = replace(PLAIN, scheme=name, **training)
-    scheme = schemes.build(name)
+    scheme = schemes.build(name, {})
     plan = budget.planned(asked, scheme, examples, 4)
     rounds = booked(asked, dict.fromkeys(plan, 1.0), examples, cuts)
     for part, most in plan.items():
@@ -74,7 +74,7 @@ def test_no_course_of_a_run_takes_more_than_is_planned(examples: int, cuts: list
 def test_full_batches_use_the_whole_budget(name: str) -> None:
     asked = scenario(f"scheme={name}")
     rounds = booked(asked, budget.noise(asked, 20, 4), 20, [0.5] * 4)
-    costs = [cost for parts in rounds for cost in budget.together(parts, schemes.build(name)).values()]
+    costs = [cost for parts in rounds for cost in budget.together(parts, schemes.build(name, {})).values()]
     assert 7.99 < accounting.epsilon(costs, 1e-5) <= 8.0
 
 
@@ -89,7 +89,7 @@ def test_disjoint_phases_cost_a_unit_the_dearer_of_the_two_unless_sampling_leave
     assert budget.together(drawn, FEDREP) == drawn
     assert budget.together({"shared": dear}, FEDREP) == {"shared": dear}
     both = {"shared": dear, "private": cheap}
-    assert budget.together(both, schemes.build("dual")) == both, "phases that see the same examples are both paid for"
+    assert budget.together(both, schemes.build("dual", {})) == both, "phases that see the same examples are both paid for"
 
 
 def test_parts_take_their_shares_of_the_budget_and_no_share_is_an_equal_one() -> None:
@@ -125,5 +125,5 @@ def test_a_private_adapter_that_joins_in_later_needs_less_noise_and_one_that_nev
 
 def test_each_adapter_has_its_own_bound() -> None:
     asked = scenario("privacy.example.shared_clip=0.5", "privacy.example.private_clip=2.5")
-    shared, private = schemes.build("dual").phases
+    shared, private = schemes.build("dual", {}).phases
     assert (budget.clip(asked, shared), budget.clip(asked, private)) == (0.5, 2.5)
