@@ -1,7 +1,7 @@
 """What can be named in a scenario, read from the registries themselves."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +11,7 @@ from client.data import SOURCES
 from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
-from strategies.base import Aggregator
+from strategies.base import Aggregator, Scheme, as_it_ended, personal
 from strategies.schemes import SCHEMES
 
 
@@ -35,11 +35,11 @@ def entries() -> Iterator[tuple[str, str, str]]:
         chosen = load(path)
         yield "scenario", path.stem, f"{chosen.data.name}, {chosen.scheme}, {chosen.aggregator}, {chosen.rounds} rounds"
     for name, scheme in SCHEMES.items():
-        yield "scheme", name, _with(_about(scheme), scheme().paper)
+        yield "scheme", name, _with(_about(scheme), scheme().paper) + _options("scheme_options", scheme)
+    yield "scheme", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, aggregator in AGGREGATORS.items():
-        options = ", ".join(inspect.signature(aggregator).parameters)
         about = f"{_with(_about(aggregator), aggregator().paper)}; {', '.join(flags(aggregator()))}"
-        yield "aggregator", name, about + (f", aggregator_options: {options}" if options else "")
+        yield "aggregator", name, about + _options("aggregator_options", aggregator)
     yield "aggregator", f"{FLOWER}<Class>", f"a strategy of flwr.serverapp.strategy, e.g. {FLOWER}FedAdam, or an import path"
     yield "aggregator", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, kind in KINDS.items():
@@ -57,6 +57,19 @@ def flags(aggregator: Aggregator) -> list[str]:
     names = ("linear", "exact", "invariant", "individual", "hetero_rank", "paired", "stateful")
     carried = [f"{factor.removeprefix('lora_')} by the server" for factor in aggregator.carried]
     return [" then ".join(dict.fromkeys(turns)), *carried, *(name for name in names if getattr(aggregator, name))]
+
+
+def turns(scheme: Scheme) -> list[str]:
+    """What a scheme does, in words: its adapters, what trains in a round, what trains after the last one."""
+    adapters = [f"{block} (a copy)" if block in scheme.twins else block for block in scheme.blocks]
+    rounds = ["shared, by its copy" if phase.end is not as_it_ended else " and ".join(phase.moves) for phase in scheme.phases]
+    last = "private" if personal(scheme) else ""
+    return [", ".join(adapters), ", then ".join(rounds), last]
+
+
+def _options(field: str, maker: Callable[..., object]) -> str:
+    options = ", ".join(inspect.signature(maker).parameters)
+    return f", {field}: {options}" if options else ""
 
 
 def _about(documented: object) -> str:

@@ -34,9 +34,9 @@ def copied(state: State, _task: Task) -> State:
 
 
 def sent(_before: State, after: State) -> State:
-    """The private adapter is what is sent in the shared one's place."""
+    """The private adapter is what is sent in the shared one's place: its numbers of now, whatever becomes of the private one."""
     own = of(after, "private")
-    return put(after, "shared", {name: own[name] for name in of(after, "shared")})
+    return put(after, "shared", {name: own[name].clone() for name in of(after, "shared")})
 
 
 def mixed(weight: float | Tensor, one: State, other: State) -> State:

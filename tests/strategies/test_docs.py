@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from simulations.listing import flags
+from simulations.listing import flags, turns
 from strategies.aggregators import AGGREGATORS
+from strategies.schemes import SCHEMES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 
@@ -20,12 +21,26 @@ def row(name: str) -> str:
     return f"| {name} | {trained} | {', '.join(said)} | {options} | {built.paper} |"
 
 
-def test_the_table_is_the_registry() -> None:
-    table = PAGE.read_text().partition("|---|---|---|---|---|\n")[2].partition("\n\n")[0]
-    assert table.splitlines() == [row(name) for name in AGGREGATORS]
+def scheme_row(name: str) -> str:
+    """A line of the table of schemes."""
+    built = SCHEMES[name]()
+    options = ", ".join(f"{p.name} = {p.default:g}" for p in inspect.signature(SCHEMES[name]).parameters.values())
+    needs = ", ".join(f"{field} = {value}" for field, value in built.needs)
+    return f"| {' | '.join((name, *turns(built), options, needs, built.paper))} |"
+
+
+def table(ruler: str) -> list[str]:
+    """The lines below a ruler."""
+    return PAGE.read_text().partition(f"\n{ruler}\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_the_tables_are_the_registries() -> None:
+    assert table("|---|---|---|---|---|") == [row(name) for name in AGGREGATORS]
+    assert table("|---|---|---|---|---|---|---|") == [scheme_row(name) for name in SCHEMES]
 
 
 def test_the_examples_run_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(AGGREGATORS, "even", AGGREGATORS["fedit"])  # is taken out again
+    monkeypatch.setitem(AGGREGATORS, "even", AGGREGATORS["fedit"])  # are taken out again
+    monkeypatch.setitem(SCHEMES, "borrowed", SCHEMES["dual"])
     done = doctest.testfile(str(PAGE), module_relative=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL | doctest.ELLIPSIS)
     assert done.attempted > 8 and not done.failed
