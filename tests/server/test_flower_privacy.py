@@ -235,7 +235,7 @@ def uploaded(world: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(PrivateStore, "save", save)
         overrides = f"{world} {how}"
         runtime = GridRuntime(grid := LocalGrid(overrides), "x")
-        task = Task(1, start_of(overrides) if "local_only" not in how else {}, participations=2)
+        task = Task(1, start_of(overrides) if "local_only" not in how else {}, participations=2, cohort=USERS)
         list(runtime.train(task, runtime.users()))
         assert not runtime.failed
     client_app._LOADED.clear()
