@@ -144,8 +144,16 @@ def open_kept(context: Context, run: str) -> Node:
             raise InputError(f"users of the node config: the scenario has no user '{name}'{nearest(name, everyone.users)}")
     users, unseen = mine(everyone.users, context.node_config), mine(everyone.unseen, context.node_config)
     node.dataset = replace(everyone, users=users, unseen=unseen)
-    node.store = PrivateStore(home() / "nodes" / folder_name(run))
+    node.store, node.rank = PrivateStore(home() / "nodes" / folder_name(run)), _rank(context.node_config)
     return node
+
+
+def _rank(node_config: Mapping[str, Any]) -> int:
+    """The most ranks of the shared LoRA that a node carries; 0: all."""
+    rank = node_config.get("rank", 0)
+    if not isinstance(rank, int) or rank < 0:
+        raise InputError(f"rank in the node config must be 0 (all) or a count of ranks, got {rank!r}")
+    return rank
 
 
 def spending(node: Node, run: str, played: bool) -> AbstractContextManager[None]:

@@ -94,11 +94,13 @@ class RowOptimizer:
     optimizer's own decay is.
 
     A `Pull` to something else than the start is taken as a proximal step after the optimizer's, theta <- (theta + lr s anchor) /
-    (1 + lr s): any strength is stable, and sgd comes to rest where gradient + s (theta - anchor) = 0.
+    (1 + lr s): any strength is stable, and sgd comes to rest where gradient + s (theta - anchor) = 0. ``mask_KP``: 0 where a number has
+    no gradient, noise included.
     """
 
-    def __init__(self, flat: Flat, local: Local, examples: Sequence[int], pull: Pull | None = None) -> None:
-        self.pull = pull
+    def __init__(self, flat: Flat, local: Local, examples: Sequence[int], pull: Pull | None = None,
+                 mask_KP: Tensor | None = None) -> None:  # fmt: skip
+        self.pull, self.mask_KP = pull, mask_KP
         self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
         prior_K1 = torch.tensor([local.prior / max(n, 1) for n in examples], device=flat.theta_KP.device).unsqueeze(1)
         self.pull_K1, self.shorter_K1 = local.weight_decay + prior_K1, 1 / (1 + prior_K1)
@@ -115,6 +117,8 @@ class RowOptimizer:
     def step(self, active: Sequence[int]) -> None:
         """Step the rows named in ``active``; all others, with their moments, stay as they are."""
         index = torch.tensor(active, device=self.flat.theta_KP.device)
+        if self.mask_KP is not None:
+            self.flat.grad_KP[index] *= self.mask_KP[index]
         if self.max_norm:
             norms = torch.linalg.vector_norm(self.flat.grad_KP[index], dim=1, dtype=torch.float32)
             scale = (self.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)

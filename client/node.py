@@ -20,6 +20,7 @@ from client.learner import Learner
 from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
 from client.purse import Purse
+from client.ranks import masked, masks, narrowed, rank_of
 from client.score import scores
 from client.similar import NEAR, sampled, similarity
 from client.split import split, twin, twinned
@@ -49,10 +50,11 @@ class Node:
     """Users, their data and private adapters, and the engine that trains them."""
 
     def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore,
-                 purse: Purse | None = None, own: OwnNoise | None = None) -> None:  # fmt: skip
+                 purse: Purse | None = None, own: OwnNoise | None = None, rank: int = 0) -> None:  # fmt: skip
         """Put the adapters on the base. Without a ``purse`` a node trains nobody whose examples are to be protected; without its
-        ``own`` noise it releases nothing under the local mechanism.
+        ``own`` noise it releases nothing under the local mechanism. ``rank``: of the shared LoRA at most so many; 0: all.
         """
+        self.rank = rank
         self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
@@ -181,7 +183,12 @@ class Node:
         key, validation = (self.scenario.seed, task.round, turn.user, phase.name), self.dataset.users[turn.user].validation
         moving = [k for k in state if self.split.moves(k, phase, task.round)] if phase.pull else []
         anchor = {k: state[twin(k)] if self.split.is_twin(k) else state[k] for k in moving}
-        return Learner(state, turn.train, validation, key, turn.noise, anchor or None)
+        return Learner(state, turn.train, validation, key, turn.noise, self._mask(turn.user) or None, anchor or None)
+
+    def _mask(self, user: str) -> State:
+        """Which numbers of the shared adapter, and of copies of it, a user has; empty: all."""
+        rank = rank_of(self.scenario, user, self.rank)
+        return masks(self.start, ("shared", *self.split.scheme.twins), rank) if rank < self.scenario.shared.rank else {}
 
     def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
         """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round, between two units.
@@ -199,9 +206,12 @@ class Node:
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
         out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
-        update = {self.split.name(k): (state[k] - received[k]).cpu() for k in out}
+        seen = masked({k: received[k] for k in out}, self._mask(user))
+        update = {self.split.name(k): (state[k] - seen[k]).cpu() for k in out}
         if update and (at_home := self.split.aggregator.at_home):
             update = at_home(task.round, {self.split.name(k): received[k].cpu() for k in out}, update)
+        if self.split.aggregator.hetero_rank:
+            update = narrowed(update, rank_of(self.scenario, user, self.rank))
         return Release({n: v * weight for n, v in update.items()}, weight if update else 0.0, 1, metrics)
 
     def _received(self, task: Task) -> State:
@@ -211,7 +221,8 @@ class Node:
 
     def _state(self, user: str, task: Task, received: State) -> State:
         stored = self.store.load(user, task.round) or {}
-        return {**received, **self.split.own(self.start, received), **{k: v.to(self.base.device) for k, v in stored.items()}}
+        seen = masked(received, self._mask(user))
+        return {**seen, **self.split.own(self.start, seen), **{k: v.to(self.base.device) for k, v in stored.items()}}
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from client.wire import WireError
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies.base import Release
+from strategies.lora import fits
 from strategies.privacy.joint import needed
 from strategies.privacy.user_level import BIT
 from strategies.tree import State
@@ -120,7 +121,7 @@ def _releases(door: Door, content: RecordDict, shared: State) -> RecordDict:
     if any(r.metrics.keys() - set(door.sums()) for r in found):
         raise WireError("counters stay here: privacy.waive does not name them")
     for name, value in ((n, v) for r in found for n, v in r.update.items()):
-        if name not in shared or value.shape != shared[name].shape:
+        if name not in shared or not fits(name, value, shared[name], narrow=True):
             raise WireError(f"'{name}' is not of the shared adapter's names and shapes, and stays here")
     return wire.encode_releases(found, shared)
 

@@ -81,7 +81,7 @@ class Trainer:
                 guard: Guard | None) -> tuple[State, Work]:  # fmt: skip
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
-        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort], self._pull(cohort))
+        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort], self._pull(cohort), _masks(cohort, flat))
         best = _Best(flat, [len(x.validation) > 0 for x in cohort]) if local.early_stopping else None
         budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
         for epoch in range(local.epochs + 1):
@@ -137,6 +137,14 @@ class Trainer:
 
     def _validation(self, cohort: list[Learner], state: State) -> Tensor:
         return mean_losses(self.tower, self.blocks(state), [x.validation for x in cohort], self.engine, self.label_ids)
+
+
+def _masks(cohort: Sequence[Learner], flat: Flat) -> Tensor | None:
+    """Which of the moving numbers may move, [K, P]; None: all of them."""
+    if all(x.mask is None for x in cohort):
+        return None
+    ones = {n: v[0] for n, v in flat.views(torch.ones_like(flat.theta_KP[:1])).items()}
+    return Flat(stack([{n: (x.mask or {}).get(n, v) for n, v in ones.items()} for x in cohort])).theta_KP
 
 
 class _Best:

@@ -272,6 +272,9 @@ class Scenario:
     controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
     model: Model = field(default_factory=Model)
     shared: Adapter = field(default_factory=Adapter)
+    shared_ranks: tuple[
+        int, ...
+    ] = ()  # of users whose devices differ: each has one of these ranks of the shared LoRA; empty: shared.rank
     private: Adapter = field(default_factory=Adapter)
     shared_training: Local = field(default_factory=Local)
     private_training: Local = field(default_factory=Local)
@@ -289,6 +292,11 @@ class Scenario:
         _require(self.personalize >= 0, "personalize", "0 or more", self.personalize)
         _require(self.max_release_norm > 0, "max_release_norm", "positive", self.max_release_norm)
         _require(self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every)
+        for rank in self.shared_ranks:
+            _require(1 <= rank <= self.shared.rank, "shared_ranks", f"between 1 and shared.rank={self.shared.rank}", rank)
+        _require(
+            not self.shared_ranks or self.shared.kind == "lora", "shared_ranks", "empty unless shared.kind=lora", self.shared_ranks
+        )
         _require(self.shared.kind in ("lora", "core"), "shared.kind", "'lora' or 'core' (what can be averaged)", self.shared.kind)
 
 
@@ -330,7 +338,8 @@ def to_yaml(scenario: Scenario) -> str:
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = OmegaConf.to_container(OmegaConf.structured(scenario))  # makes 1 a 1.0 where a field is a float
-    for key in ("engine", "name", *(("scheme_options",) if not scenario.scheme_options else ())):
+    late = [key for key in ("scheme_options", "shared_ranks") if not tree[key]]  # what came later, and says nothing, changes no digits
+    for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 

@@ -9,11 +9,11 @@ from strategies.tree import State
 
 
 def admitted(releases: Iterable[Release], shared: State, max_norm: float, dropped: Counter[str],
-             uniform: bool = False) -> Iterator[Release]:  # fmt: skip
+             uniform: bool = False, narrow: bool = False) -> Iterator[Release]:  # fmt: skip
     """Yield the releases that are in order; count the others in ``dropped`` by reason."""
     names: frozenset[str] | None = None
     for release in releases:
-        reason = refusal(release, shared, max_norm, uniform)
+        reason = refusal(release, shared, max_norm, uniform, narrow)
         if reason is None and release.update and names is not None and names != release.update.keys():
             reason = "other tensors than the first release"
         if reason is not None:

@@ -16,7 +16,7 @@ from server.admission import admitted
 from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import participations, sample
-from strategies import schemes
+from strategies import aggregators, schemes
 from strategies.base import Aggregator, Release, Runtime, Task, personal
 from strategies.privacy.joint import bound, needed
 from strategies.tree import State, nbytes, norm, subtract
@@ -105,9 +105,14 @@ def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[s
     uniform = scenario.privacy.of_users
     if scenario.privacy.secure:  # nodes have bounded what is in a secure sum, and its weight is what the plan says
         limit, uniform = inf, False
-    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform):
+    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow(scenario)):
         tally.add(release)
         yield release
+
+
+def narrow(scenario: Scenario) -> bool:
+    """Whether a release may have fewer ranks than the shared adapter."""
+    return aggregators.build(scenario.aggregator, scenario.aggregator_options).hetero_rank
 
 
 def averages(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:

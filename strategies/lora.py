@@ -33,6 +33,14 @@ def unpaired(state: State) -> State:
     return {name: value for name, value in state.items() if name not in factors}
 
 
+def fits(name: str, value: Tensor, like: Tensor, narrow: bool) -> bool:
+    """Whether a release's tensor has the shared one's shape; ``narrow``: a factor may have fewer ranks."""
+    axis = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+    if not narrow or axis is None or value.dim() != like.dim():
+        return value.shape == like.shape
+    return value.shape[1 - axis] == like.shape[1 - axis] and 1 <= value.shape[axis] <= like.shape[axis]
+
+
 def trained(shared: State, release: Release, name: str) -> Tensor:
     """A user's own tensor after training, float64: what was received, as far as the user's ranks go, and the update."""
     received, sent = shared[name].double(), release.update.get(name)

@@ -119,7 +119,8 @@ def changed(value: Any, hint: Any) -> Any:
         return value + 1
     if isinstance(value, str):
         return f"{value}x"
-    return (*value, "x") if isinstance(value, tuple) else {**value, "x": 1.0}
+    another = 1 if hint == tuple[int, ...] else "x"
+    return (*value, another) if isinstance(value, tuple) else {**value, "x": 1.0}
 
 
 def with_another(scenario: Scenario, path: str) -> Scenario:
