@@ -16,6 +16,7 @@ from rich.table import Table
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
+from simulations.synthetic.command import synthetic
 
 if TYPE_CHECKING:
     from simulations.compare.plan import Plan
@@ -287,6 +288,9 @@ def attack(
     found = suite.run(chosen, open_world(chosen), lambda so_far: suite.write(so_far, out))
     _console().print(suite.table(found))
     _say(f"figures: {out}")
+
+
+app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 
 
 def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
