@@ -154,9 +154,15 @@ def test_what_goes_to_the_base_counts_and_is_bound_by_no_rank() -> None:
     assert min(row.excess for row in outcome.rounds) < 0, "better than the best of the rank"
 
 
-def test_a_federation_that_diverges_ends_and_says_so() -> None:
-    outcome = suite.outcome(aggregators.build("fedit", {}), replace(CROWD, attackers=4), 0, 40)
-    assert len(outcome.rounds) < 40 and outcome.excess == LOST and table.number(outcome.excess) == "diverges"
+@pytest.mark.parametrize("name", ["fedit", "ffa"])
+def test_a_federation_that_diverges_ends_and_says_so(name: str) -> None:
+    outcome = suite.outcome(aggregators.build(name, {}), replace(CROWD, attackers=4), 0, 40)
+    assert (
+        len(outcome.rounds) < 40
+        and all(row.excess <= LOST for row in outcome.rounds[:-1])
+        and outcome.excess == LOST
+        and table.number(outcome.excess) == "diverges"
+    )
     assert all(torch.tensor([row.error, row.excess]).isfinite().all() for row in outcome.rounds)
 
 
@@ -268,7 +274,10 @@ def test_an_expectation_that_fails_ends_the_command_with_code_1(here: Path, monk
     [(("--only", "fedti"), "unknown aggregator 'fedti' (did you mean 'fedit'?)"), (("--rounds", "0"), "x>=1"),
      (("--seed", "1"), "--seeds"), (("--out", "taken", "--rounds", "1"), "taken: File exists")],
 )  # fmt: skip
-def test_bad_input_is_one_sentence_with_code_2_and_nothing_is_written(here: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_one_sentence_with_code_2_and_nothing_is_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(suite, "run", lambda *_: pytest.fail("nothing runs"))
     Path("taken").write_text("")
     answer = call("synthetic", *words)
     assert answer.code == 2 and said in answer.err and answer.err.count("\n") == 1
