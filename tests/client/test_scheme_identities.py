@@ -30,19 +30,17 @@ def test_rounds_are_those_of_the_shared_adapter_alone(nodes: Nodes, name: str) -
         same(one.update, other.update)
 
 
-def test_fine_tuning_goes_on_from_the_shared_adapter(nodes: Nodes) -> None:
-    for name in ("finetune", "feddpa_f"):
-        with nodes(name) as node:
-            shared = begun(node)
-            same(of(personalized(node, shared, 1), "private"), trained_alone(nodes, shared))
-
-
-def test_fedbabu_tunes_body_and_head(nodes: Nodes) -> None:
-    with nodes("fedbabu") as node:
+@pytest.mark.parametrize(
+    ("name", "copy"), [("finetune", "private"), ("feddpa_f", "private"), ("fedbabu", "rest"), ("per_fedavg", "private")]
+)
+def test_the_last_round_goes_on_from_the_shared_adapter_of_then(nodes: Nodes, name: str, copy: str) -> None:
+    with nodes(name) as node:
         shared = begun(node)
+        later = {n: 0.9 * v for n, v in shared.items()}
+        personalized(node, later, 2)
         found = personalized(node, shared, 1)
-        same(of(found, "rest"), trained_alone(nodes, shared))
-        assert moved(of(found, "private"), of(node.start, "private")) > 0
+        same(of({n: v for n, v in found.items() if n.removeprefix(f"{copy}/") in shared}, copy), trained_alone(nodes, shared))
+        assert name != "fedbabu" or moved(of(found, "private"), of(node.start, "private")) > 0, "and its head"
 
 
 def test_dittos_step_is_a_proximal_one(nodes: Nodes) -> None:
