@@ -46,9 +46,9 @@ def kept(node: Node, user: str = "ann", at: int = 9) -> State:
     return node.store.load(user, at) or {}
 
 
-def personalized(node: Node, shared: State, epochs: int) -> State:
+def personalized(node: Node, shared: State, epochs: int, number: int = 2) -> State:
     """What the first user has after the last round."""
-    list(node.train(Task(2, shared, ("final",), epochs, cohort=2), ["ann"]))
+    list(node.train(Task(number, shared, ("final",), epochs, cohort=2), ["ann"]))
     return kept(node)
 
 

@@ -38,7 +38,7 @@ def test_the_last_round_goes_on_from_the_shared_adapter_of_then(nodes: Nodes, na
         shared = begun(node)
         later = {n: 0.9 * v for n, v in shared.items()}
         personalized(node, later, 2)
-        found = personalized(node, shared, 1)
+        found = personalized(node, shared, 1, 3)
         same(of({n: v for n, v in found.items() if n.removeprefix(f"{copy}/") in shared}, copy), trained_alone(nodes, shared))
         assert name != "fedbabu" or moved(of(found, "private"), of(node.start, "private")) > 0, "and its head"
 
