@@ -118,3 +118,16 @@ def test_what_is_saved_for_peft_is_the_model_that_is_scored(nodes: Nodes, base: 
 
 def test_a_scheme_that_weighs_texts_has_no_one_adapter_to_save() -> None:
     assert set(PERSONAL) - set(PERSONAL_MODEL) == {"feddpa_t", "feddpa_f"}
+
+
+@pytest.mark.parametrize("name", ["mr_mtl", "pfedme", "fedalt"])
+def test_a_copy_that_is_sent_trains_what_is_sent_of_it(nodes: Nodes, name: str) -> None:
+    with nodes(name, aggregator="rolora") as node:
+        shared = begun(node)
+        for number, factor in ((1, ".lora_B."), (2, ".lora_A.")):
+            before = kept(node) or {f"private/{n}": v for n, v in shared.items()}
+            (release,) = node.train(Task(number, shared, cohort=2), ["ann"])
+            assert release.update and all(factor in n for n in release.update)
+            own = {n: v for n, v in kept(node).items() if n.startswith("private/") and ".lora_" in n}
+            still = {n for n, v in own.items() if torch.equal(v, before[n] if name != "pfedme" else shared[n.removeprefix("private/")])}
+            assert still == {n for n in own if factor not in n}
