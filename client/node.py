@@ -165,7 +165,9 @@ class Node:
         return budget.event(noise, examples, local.batch, local.epochs)
 
     def _settings(self, task: Task, phase: Phase) -> Local:
-        local = budget.local(self.scenario, phase.name)
+        local, pull = budget.local(self.scenario, phase.name), self.split.aggregator.pull
+        if pull and "shared" in phase.moves:
+            local = replace(local, weight_decay=local.weight_decay + pull)
         return local if task.epochs is None else replace(local, epochs=task.epochs)
 
     def _phase(self, task: Task, phase: Phase, turns: Sequence[Turn], states: list[State], work: Work) -> list[State]:
@@ -209,7 +211,9 @@ class Node:
         seen = masked({k: received[k] for k in out}, self._mask(user))
         update = {self.split.name(k): (state[k] - seen[k]).cpu() for k in out}
         if update and (at_home := self.split.aggregator.at_home):
-            update = at_home(task.round, {self.split.name(k): received[k].cpu() for k in out}, update)
+            common = {self.split.name(k): v for k, v in received.items() if self.split.owner(k) == "shared"}
+            common = {n: v.cpu() for n, v in masked(common, {self.split.name(k): v for k, v in self._mask(user).items()}).items()}
+            update = at_home(task.round, common, update)
         if self.split.aggregator.hetero_rank:
             update = narrowed(update, rank_of(self.scenario, user, self.rank))
         return Release({n: v * weight for n, v in update.items()}, weight if update else 0.0, 1, metrics)

@@ -4,6 +4,8 @@ What one user has becomes one folder. LoRA and core, shared and private, add up 
 
     s1 B1 A1 + s2 B2 A2 + s3 U M V  =  s [B1, B2, U M] [A1; A2; V]    for equal scales s, else with s = 1 and the scales in B.
 
+So does what an aggregator has changed of the base, as a product of as many ranks as it has.
+
 (IA)^3 and soft prompts cannot be one adapter with a LoRA. Beside a shared one they go into ``private/`` and that one into ``shared/``;
 it is merged into the base first. The folder's README says which of the two it is.
 """
@@ -21,6 +23,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from client.adapters.layout import PREFIX, Layout
+from client.adapters.lora import DELTA
 from client.adapters.mixed import mix
 from client.adapters.prompt import NAME as PROMPT
 from client.base import Base
@@ -99,7 +102,8 @@ def load_lora(path: Path, layout: Layout) -> State:
     except Exception as error:  # safetensors has an error of its own for a damaged file
         raise InputError(f"{path / WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from None
     _check_plain(path, config)
-    missing, extra = sorted(layout.start.keys() - found.keys()), sorted(found.keys() - layout.start.keys())
+    wanted = {name for name in layout.start if not name.endswith(DELTA)}
+    missing, extra = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
     if missing or extra:
         name = (missing or extra)[0].removeprefix(PREFIX)
         has = "lacks" if missing else "has"
@@ -133,7 +137,7 @@ def _lora(base: Base, layouts: Sequence[Layout], state: State) -> tuple[Any, Sta
     terms: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for found in layouts:
         for module in found.modules:
-            terms.setdefault(module, []).append(_term(found, module, state))
+            terms.setdefault(module, []).extend(_terms(found, module, state))
     tensors, ranks, alphas = {}, {}, {}
     for module, parts in terms.items():
         a, b, scale = _side_by_side(parts)
@@ -154,19 +158,27 @@ def _lora(base: Base, layouts: Sequence[Layout], state: State) -> tuple[Any, Sta
     return config, tensors
 
 
-def _term(found: Layout, module: str, state: State) -> tuple[Tensor, Tensor, float]:
-    """A [R, I], B [O, R] and the scale with which one adapter adds s B A to a module's weight."""
+def _terms(found: Layout, module: str, state: State) -> list[tuple[Tensor, Tensor, float]]:
+    """A [R, I], B [O, R] and the scale of each s B A that one adapter adds to a module's weight."""
 
     def of(suffix: str) -> Tensor:
         return state[f"{found.block}/{PREFIX}{module}.{suffix}"].detach().float()
 
     scale = found.config.alpha / found.config.rank
     if found.config.kind == "lora":
-        return of("lora_A.weight"), of("lora_B.weight"), scale
+        changed = [(*_factored(of(DELTA)), scale)] if f"{PREFIX}{module}.{DELTA}" in found.start else []
+        return [(of("lora_A.weight"), of("lora_B.weight"), scale), *changed]
     factors, core = found.constants[module], of("core.weight")
     if found.config.kind == "mixed":
         core = core @ mix(of("mix.weight"))
-    return factors["V"].float(), factors["U"].float() @ core, scale
+    return [(factors["V"].float(), factors["U"].float() @ core, scale)]
+
+
+def _factored(delta_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """A [R, I] and B [O, R] whose product is the matrix, up to its own rounding: what lies below that is no rank."""
+    u, s, v = torch.linalg.svd(delta_OI.double(), full_matrices=False)
+    rank = int((s > torch.finfo(torch.float32).eps * s[0]).sum())
+    return v[:rank].float(), (u[:, :rank] * s[:rank]).float()
 
 
 def _side_by_side(parts: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, float]:

@@ -82,8 +82,11 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
     """Lay the scenario's adapters out on a base."""
     scheme = schemes.of(scenario)
     configs = {"shared": scenario.shared, "private": scenario.private}
-    layouts = tuple(layout(block, configs[block], base, scenario.seed) for block in scheme.blocks if block not in scheme.twins)
-    return Split(twinned(layouts, scheme), scheme, aggregators.build(scenario.aggregator, scenario.aggregator_options))
+    aggregator = aggregators.build(scenario.aggregator, scenario.aggregator_options)
+    mutable = {block: block == "shared" and "lora_delta" in aggregator.carried for block in scheme.blocks}
+    own = [block for block in scheme.blocks if block not in scheme.twins]
+    layouts = tuple(layout(block, configs[block], base, scenario.seed, mutable[block]) for block in own)
+    return Split(twinned(layouts, scheme), scheme, aggregator)
 
 
 def twinned(layouts: tuple[Layout, ...], scheme: schemes.Scheme) -> tuple[Layout, ...]:

@@ -54,9 +54,10 @@ def entries() -> Iterator[tuple[str, str, str]]:
 def flags(aggregator: Aggregator) -> list[str]:
     """What an aggregator says of itself, in words: what is trained, then its capabilities."""
     turns = [" and ".join(f.removeprefix("lora_") for f in aggregator.factors(number)) for number in (1, 2)]
-    names = ("linear", "exact", "invariant", "individual", "hetero_rank", "paired", "stateful")
+    names = ("linear", "exact", "invariant", "individual", "mutates_base", "hetero_rank", "paired", "stateful")
     carried = [f"{factor.removeprefix('lora_')} by the server" for factor in aggregator.carried]
-    return [" then ".join(dict.fromkeys(turns)), *carried, *(name for name in names if getattr(aggregator, name))]
+    exchanges = [f"{aggregator.phases} exchanges"] if aggregator.phases > 1 else []
+    return [" then ".join(dict.fromkeys(turns)), *carried, *exchanges, *(name for name in names if getattr(aggregator, name))]
 
 
 def turns(scheme: Scheme) -> list[str]:

@@ -42,7 +42,8 @@ class Aggregator(NamedTuple):
 
     ``init(shared) -> memory`` and ``apply(memory, shared, releases) -> (memory, shared)``; ``releases`` is consumed
     once, inputs are unchanged, names, shapes and dtypes of ``shared`` are kept. ``at_home(round, received, update) -> update``
-    is what a node does to a user's update before it is weighted, clipped and sent; it sees what is released, and no more.
+    is what a node does to a user's update before it is weighted, clipped and sent; it sees all that the user received as shared, and
+    of what the user trained only what is released.
     """
 
     init: Callable[[State], State]
@@ -53,12 +54,13 @@ class Aggregator(NamedTuple):
     exact: bool = False  # the aggregate is the ideal one, sum_k p_k B_k A_k
     invariant: bool = False  # the aggregate B A depends on the users' B_k A_k alone, not on how each is written as a product
     individual: bool = False  # must see each user's tensors
-    mutates_base: bool = False
+    mutates_base: bool = False  # part of what is learned goes into ``lora_delta``, which stands where a changed base would
     phases: int = 1  # exchanges per round
     hetero_rank: bool = False  # a release may have fewer ranks than the shared adapter
     paired: bool = False  # works on the two factors of a LoRA together: where both are not shared, there is nothing to do
     carried: tuple[str, ...] = ()  # factors that no user trains and the server changes, so that they are sent
     at_home: Callable[[int, State, State], State] | None = None
+    pull: float = 0.0  # mu of a term mu/2 |theta - received|^2 in the loss of the phases that move what is shared
     per_user_down: bool = False
     stateful: bool = False  # has a memory that is checkpointed
 

@@ -30,6 +30,9 @@ def problems(scenario: Scenario) -> Iterator[str]:
     for block, factors in common.items():
         if kinds[block] == "lora" and factors and not factors & trained:
             yield f"{said} trains {_all(trained)} only, and scheme '{scenario.scheme}' shares {_all(factors)} of {block}; use fedit"
+    lr = scenario.shared_training.lr
+    if chosen.pull * lr >= 2 and "shared" in scheme.blocks:
+        yield f"{said} pulls users by {chosen.pull:g}, beyond where they began; use less than {2 / lr:g}, 2 / shared_training.lr"
     if chosen.paired and "shared" in common and kinds["shared"] != "lora":
         yield f"{said} works on LoRA's two factors, and shared.kind={kinds['shared']} has none; use fedit, which is exact there"
     if chosen.paired and "shared" in common and common["shared"] != set(FACTORS):

@@ -2,9 +2,12 @@
 
 B [O, R] and A [R, I] of a module with I inputs and O outputs. All users have one scale s = alpha / rank, so that it stays outside:
 sum_k p_k s B_k A_k = s sum_k p_k B_k A_k. A user's factors may have fewer ranks than the shared ones. Q: singular values.
+
+An aggregator that changes the base has a third tensor beside them, delta [O, I]: a module's weight is then W + s (delta + B A). No user
+trains it, the server changes and sends it, and the base itself stays as it is: in bfloat16 or quantized nothing of a change is lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -67,6 +70,19 @@ def mean_products(shared: State, releases: Iterable[Release],
 
     mean = weighted_mean(each())
     return {names: Product(product.b_OR / mass, product.a_RI) for names, product in found.items()}, mean
+
+
+def delta(b: str) -> str:
+    """What the delta is called that stands beside a B."""
+    return b.replace(".lora_B.", ".lora_delta.")
+
+
+def beside(shared: State, after: State, products: Mapping[tuple[str, str], Product]) -> State:
+    """The deltas with which the factors of ``after`` do what ``products`` do now: delta + b a - B A, of B and A as they are rounded."""
+    return {
+        delta(b): (shared[delta(b)].double() + own.b_OR @ own.a_RI - after[b].double() @ after[a].double()).to(shared[delta(b)].dtype)
+        for (b, a), own in products.items()
+    }
 
 
 def plus(one: Product, other: Product) -> Product:

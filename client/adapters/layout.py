@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from client.adapters import KINDS
+from client.adapters.lora import changes
 from client.adapters.prompt import NAME as PROMPT
 from client.adapters.prompt import init_prompt
 from client.adapters.types import Part
@@ -41,10 +42,11 @@ class Layout:
         return {m: kind.part(self.config, _of(state, m), self.constants[m]) for m in self.modules}
 
 
-def layout(block: str, config: Adapter, base: Base, seed: int) -> Layout:
+def layout(block: str, config: Adapter, base: Base, seed: int, mutable: bool = False) -> Layout:
     """Find the targets of an adapter and make its start, keyed by (seed, block, module) alone.
 
-    Raises `InputError` when a target names no module of the base.
+    ``mutable``: a LoRA has a delta beside its factors, for an aggregator that changes the base. Raises `InputError` when a target names
+    no module of the base.
     """
     if config.kind == "prompt":
         embeddings = base.model.get_input_embeddings().weight
@@ -55,7 +57,8 @@ def layout(block: str, config: Adapter, base: Base, seed: int) -> Layout:
     constants: dict[str, State] = {}
     for name in found:
         module = base.model.get_submodule(name)
-        for suffix, value in kind.init(config, module, generator(seed, block, name)).items():
+        extra = changes(module) if mutable and config.kind == "lora" else {}
+        for suffix, value in {**kind.init(config, module, generator(seed, block, name)), **extra}.items():
             start[f"{PREFIX}{name}.{suffix}"] = value.to(base.device)
         frozen = kind.constants(config, module, generator(seed, block, name, "constants"))
         constants[name] = {key: value.to(base.device) for key, value in frozen.items()}

@@ -5,16 +5,23 @@ from typing import Any
 
 from strategies.aggregators.fedadagrad import fedadagrad
 from strategies.aggregators.fedadam import fedadam
+from strategies.aggregators.fedask import fedask
 from strategies.aggregators.fedavgm import fedavgm
+from strategies.aggregators.fedex import fedex
 from strategies.aggregators.fedit import fedit
+from strategies.aggregators.fedmomentum import fedmomentum
+from strategies.aggregators.fedprox import fedprox
 from strategies.aggregators.fedrot import fedrot
 from strategies.aggregators.fedsvd import fedsvd
 from strategies.aggregators.fedyogi import fedyogi
 from strategies.aggregators.ffa import ffa
 from strategies.aggregators.flexlora import flexlora
+from strategies.aggregators.flora import flora
+from strategies.aggregators.frlora import frlora
 from strategies.aggregators.geometric_median import geometric_median
 from strategies.aggregators.hetlora import hetlora
 from strategies.aggregators.krum import krum
+from strategies.aggregators.lora_a2 import lora_a2
 from strategies.aggregators.lora_fair import lora_fair
 from strategies.aggregators.median import median
 from strategies.aggregators.multi_krum import multi_krum
@@ -29,16 +36,23 @@ from strategies.registry import make
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "fedadagrad": fedadagrad,
     "fedadam": fedadam,
+    "fedask": fedask,
     "fedavgm": fedavgm,
+    "fedex": fedex,
     "fedit": fedit,
+    "fedmomentum": fedmomentum,
+    "fedprox": fedprox,
     "fedrot": fedrot,
     "fedsvd": fedsvd,
     "fedyogi": fedyogi,
     "ffa": ffa,
     "flexlora": flexlora,
+    "flora": flora,
+    "frlora": frlora,
     "geometric_median": geometric_median,
     "hetlora": hetlora,
     "krum": krum,
+    "lora_a2": lora_a2,
     "lora_fair": lora_fair,
     "median": median,
     "multi_krum": multi_krum,

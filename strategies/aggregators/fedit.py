@@ -15,7 +15,12 @@ from strategies.tree import State, add, weighted_mean
 
 def fedit() -> Aggregator:
     """Build FedIT. Linear; not exact unless all A or all B agree."""
-    return Aggregator(lambda _: {}, mean_of_updates, lambda _: ("lora_A", "lora_B"), linear=True, paper="arXiv 2305.05644")
+    return Aggregator(lambda _: {}, mean_of_updates, both, linear=True, paper="arXiv 2305.05644")
+
+
+def both(_number: int) -> tuple[str, ...]:
+    """Both factors, in every round."""
+    return ("lora_A", "lora_B")
 
 
 def mean_of_updates(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:

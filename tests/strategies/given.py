@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from strategies.base import Aggregator, Release, released
-from strategies.lora import pairs
+from strategies.lora import delta, pairs
 from strategies.tree import State
 
 MODULES = ("base_model.model.layers.0.q_proj", "base_model.model.layers.1.down_proj")
@@ -23,12 +23,18 @@ def shared(seed: int = 0) -> State:
     return found | {name: torch.randn(R, R, generator=draw) for name in ALONE}
 
 
+def begun(aggregator: Aggregator) -> State:
+    """The same adapter as this aggregator's server has it: with a change of the base of some rounds before, where it makes one."""
+    draw = torch.Generator().manual_seed(77)
+    changes = {f"{m}.lora_delta.weight": torch.randn(O, I, generator=draw) for m in MODULES}
+    return shared() | {n: v for n, v in changes.items() if released(n, aggregator.carried)}
+
+
 def release(aggregator: Aggregator, update: State, weight: float, round_: int = 1, start: State | None = None) -> Release:
     """A node's release of an update: the round's factors only, with what is done to them at home, multiplied by the weight."""
     sent = {n: v for n, v in update.items() if released(n, aggregator.factors(round_))}
     if aggregator.at_home:
-        received = shared() if start is None else start
-        sent = aggregator.at_home(round_, {n: received[n] for n in sent}, sent)
+        sent = aggregator.at_home(round_, begun(aggregator) if start is None else start, sent)
     return Release({n: v * weight for n, v in sent.items()}, weight, 1, {"tokens": 1.0})
 
 
@@ -39,7 +45,7 @@ def releases(aggregator: Aggregator, weights: Sequence[float] = WEIGHTS, scale: 
 
 def applied(aggregator: Aggregator, given: Iterable[Release], start: State | None = None) -> tuple[State, State]:
     """One round from the beginning: (memory, shared)."""
-    start = shared() if start is None else start
+    start = begun(aggregator) if start is None else start
     return aggregator.apply(aggregator.init(start), start, given)
 
 
@@ -51,10 +57,15 @@ def assert_close(a: State, b: State, tolerance: float = 1e-6) -> None:
 
 
 def effect(state: State) -> State:
-    """What an adapter does, however it is written: the product of each pair of factors, and the rest as it is."""
+    """What an adapter does, however it is written: each module's product with its delta, and the rest as it is."""
     factors = pairs(state)
-    alone = {n: v for n, v in state.items() if n not in {name for pair in factors for name in pair}}
-    return alone | {b: state[b] @ state[a] for b, a in factors}
+    alone = {n: v for n, v in state.items() if n not in {name for b, a in factors for name in (b, a, delta(b))}}
+    return alone | {b: product(state, b, a) for b, a in factors}
+
+
+def product(state: State, b: str, a: str) -> Tensor:
+    """What one module gets: B A, and the delta where there is one."""
+    return state[b] @ state[a] + state.get(delta(b), torch.zeros(()))
 
 
 def after(start: State, given: Release) -> State:
@@ -66,4 +77,4 @@ def ideal(start: State, given: Sequence[Release]) -> dict[str, Tensor]:
     """The weighted mean of the users' products, by the name of B."""
     mass = sum(r.weight for r in given)
     ends = [(r.weight / mass, after(start, r)) for r in given]
-    return {b: sum(p * end[b] @ end[a] for p, end in ends) for b, a in pairs(start)}  # type: ignore[misc]
+    return {b: sum(p * product(end, b, a) for p, end in ends) for b, a in pairs(start)}  # type: ignore[misc]

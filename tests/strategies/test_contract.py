@@ -16,15 +16,15 @@ from strategies.base import Aggregator, Release, as_it_ended, personal, released
 from strategies.files import read_state, write_state
 from strategies.lora import pairs
 from strategies.schemes import SCHEMES
-from tests.strategies.given import ALONE, WEIGHTS, applied, assert_close, effect, ideal, release, releases, shared
+from tests.strategies.given import ALONE, WEIGHTS, applied, assert_close, begun, effect, ideal, release, releases, shared
 
 BUILT = {name: aggregators.build(name, {}) for name in AGGREGATORS}
 LINEAR = [name for name, built in BUILT.items() if built.linear]
 EXACT = [name for name, built in BUILT.items() if built.exact]
 BOTH = [name for name, built in BUILT.items() if len(built.factors(1)) == 2]
 ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")  # these scale every number of the mean update
-AS_IT_IS = {"ties": {"density": 1.0}}  # options under which nothing is left out of an update
-STREAMING = [*LINEAR, "flexlora", "hetlora", "lora_fair"]
+AS_IT_IS = {"ties": {"density": 1.0}, "lora_a2": {"keep": 1.0}}  # options under which nothing is left out of an update
+STREAMING = [*LINEAR, "fedask", "fedex", "fedmomentum", "flexlora", "flora", "hetlora", "lora_fair"]
 
 
 @pytest.fixture(params=AGGREGATORS)
@@ -45,7 +45,7 @@ def test_the_order_of_users_does_not_matter(aggregator: Aggregator) -> None:
 def test_equal_updates_act_as_one_of_them_would(name: str) -> None:
     aggregator, update = aggregators.build(name, AS_IT_IS.get(name, {})), shared(3)
     found = applied(aggregator, [release(aggregator, update, w) for w in WEIGHTS])[1]
-    sent = {n: v + update[n] if released(n, aggregator.factors(1)) else v for n, v in shared().items()}
+    sent = {n: v + update[n] if released(n, aggregator.factors(1)) else v for n, v in begun(aggregator).items()}
     assert_close(effect(found), effect(sent), 2e-5)
 
 
@@ -55,7 +55,7 @@ def test_a_common_factor_of_all_weights_scales_out(aggregator: Aggregator, scale
 
 
 def test_inputs_stay_as_they_are_over_several_rounds(aggregator: Aggregator) -> None:
-    start = shared()
+    start = begun(aggregator)
     memory = aggregator.init(start)
     for number in (1, 2, 3):
         given = releases(aggregator, round_=number)
@@ -70,7 +70,7 @@ def test_inputs_stay_as_they_are_over_several_rounds(aggregator: Aggregator) -> 
 
 def test_names_shapes_and_dtypes_are_kept(aggregator: Aggregator) -> None:
     memory, found = applied(aggregator, releases(aggregator))
-    for before, after in ((shared(), found), (aggregator.init(shared()), memory)):
+    for before, after in ((begun(aggregator), found), (aggregator.init(begun(aggregator)), memory)):
         assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
 
 
@@ -102,8 +102,8 @@ def test_what_streams_lets_go_of_a_release_when_it_takes_the_next(name: str) -> 
 @pytest.mark.parametrize("nothing", [[], [Release({}, 0.0, 1, {})]], ids=["no release", "an empty one"])
 def test_without_an_update_the_adapter_stays(aggregator: Aggregator, nothing: list[Release]) -> None:
     memory, found = applied(aggregator, nothing)
-    assert all(torch.equal(found[n], v) for n, v in shared().items())
-    assert memory.keys() == aggregator.init(shared()).keys()
+    assert all(torch.equal(found[n], v) for n, v in begun(aggregator).items())
+    assert memory.keys() == aggregator.init(begun(aggregator)).keys()
 
 
 def test_a_user_without_weight_changes_nothing(aggregator: Aggregator) -> None:
@@ -114,10 +114,17 @@ def test_a_user_without_weight_changes_nothing(aggregator: Aggregator) -> None:
 @pytest.mark.parametrize("round_", [1, 2])
 def test_only_the_rounds_factors_move_and_those_that_the_server_carries(aggregator: Aggregator, round_: int) -> None:
     moving = {*aggregator.factors(round_), *aggregator.carried}
-    assert moving <= {"lora_A", "lora_B"}
+    assert moving <= {"lora_A", "lora_B", "lora_delta"}
     assert not set(aggregator.carried) & set(aggregator.factors(round_))
+    stays = {*ALONE, *aggregator.init(begun(aggregator))} if aggregator.mutates_base else ALONE  # factors that go back to their start
     for name, value in applied(aggregator, releases(aggregator, round_=round_))[1].items():
-        assert torch.equal(value, shared()[name]) != released(name, moving) or name in ALONE
+        assert torch.equal(value, begun(aggregator)[name]) != released(name, moving) or name in stays
+
+
+def test_what_changes_the_base_says_so_and_keeps_the_change_in_a_tensor_that_nobody_trains(aggregator: Aggregator) -> None:
+    assert aggregator.mutates_base == ("lora_delta" in aggregator.carried)
+    assert "lora_delta" not in (*aggregator.factors(1), *aggregator.factors(2))
+    assert not aggregator.mutates_base or aggregator.paired
 
 
 def test_what_is_no_pair_of_factors_moves_too(aggregator: Aggregator) -> None:
@@ -127,7 +134,7 @@ def test_what_is_no_pair_of_factors_moves_too(aggregator: Aggregator) -> None:
 
 
 def test_memory_is_kept_exactly_by_those_that_say_so(aggregator: Aggregator) -> None:
-    assert bool(aggregator.init(shared())) == aggregator.stateful
+    assert bool(aggregator.init(begun(aggregator))) == aggregator.stateful
 
 
 def test_a_round_after_a_checkpoint_is_the_same_round(aggregator: Aggregator, tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_a_round_after_a_checkpoint_is_the_same_round(aggregator: Aggregator, tm
 
 def test_an_aggregator_needs_either_a_sum_or_each_user(aggregator: Aggregator) -> None:
     assert aggregator.linear != aggregator.individual
-    assert aggregator.paper.startswith("arXiv ")
+    assert aggregator.paper.startswith(("arXiv ", "ICLR "))
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -157,7 +164,9 @@ def test_a_linear_aggregator_takes_sums_of_releases_for_the_single_ones(name: st
 
 
 @pytest.mark.parametrize("round_", [1, 2, 3])
-def test_what_is_done_at_home_keeps_names_shapes_and_products(aggregator: Aggregator, round_: int) -> None:
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_what_is_done_at_home_keeps_names_shapes_and_products(name: str, round_: int) -> None:
+    aggregator = aggregators.build(name, AS_IT_IS.get(name, {}))
     if aggregator.at_home is None:
         return
     received, update = shared(), shared(4)
@@ -174,7 +183,7 @@ def product_gap(aggregator: Aggregator, round_: int = 1) -> float:
     """How far the aggregate's product lies from the weighted mean of the users' products, over all modules."""
     given = releases(aggregator, round_=round_)
     found = effect(applied(aggregator, given)[1])
-    return max(float((found[name] - want).abs().max()) for name, want in ideal(shared(), given).items())
+    return max(float((found[name] - want).abs().max()) for name, want in ideal(begun(aggregator), given).items())
 
 
 @pytest.mark.parametrize("round_", [1, 2])

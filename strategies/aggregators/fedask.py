@@ -1,0 +1,56 @@
+"""FedASK: the mean product, out of two sums of users' sketches of their own.
+
+Wen et al., "Differentially Private Federated Low Rank Adaptation Beyond Fixed-Matrix", arXiv 2507.09990, algorithm 1.
+
+    Y = sum_k p_k B_k (A_k Omega),    Q R = Y,    P = sum_k p_k A_k^T (B_k^T Q),    U S V = Q P^T,    B <- U sqrt(S),    A <- sqrt(S) V
+
+cut back to the rank r, with a public random Omega [d_in, r + over]. Exact where the mean product has no more than r ranks, as where
+all users have one A; else it loses what an SVD does and a little more. Deviation: the paper's users send Y_k, get Q, and send P_k; here
+they send their factors once and the server makes both sums of them, so that it sees each user's release. Omega is the same in every
+round.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from strategies.aggregators.fedit import both
+from strategies.base import Aggregator, Release
+from strategies.lora import Product, mean_products, padded, svd, unpaired
+from strategies.options import within
+from strategies.tree import State, add, generator
+
+
+def fedask(over: float = 2) -> Aggregator:
+    """Build FedASK. Not linear in this form. ``over``: so many columns of the sketch beyond the rank."""
+    width = int(within("over", over, 0, 1024))
+
+    def apply(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
+        products, mean = mean_products(shared, releases, unpaired)
+        after = add(shared, mean)
+        for (b, a), product in products.items():
+            u, s, v = svd(sketched(product, omega(b, shared[a], width)))
+            rank = min(len(s), len(shared[a]))
+            root = s[:rank].sqrt()
+            after[b], after[a] = padded(u[:, :rank] * root, shared[b]), padded(root[:, None] * v[:rank], shared[a])
+        return memory, after
+
+    return Aggregator(lambda _: {}, apply, both, linear=False, paper="arXiv 2507.09990", invariant=True, individual=True,
+                      hetero_rank=True, paired=True)  # fmt: skip
+
+
+def omega(name: str, a_RI: Tensor, width: int) -> Tensor:
+    """The directions in which a module's product is looked at, normal, [I, R + width] in float64."""
+    ranks, inputs = a_RI.shape
+    drawn = torch.randn(inputs, ranks + width, generator=generator("fedask", name), dtype=torch.float64)
+    return drawn.to(a_RI.device)
+
+
+def sketched(product: Product, omega_IW: Tensor) -> Product:
+    """Q (Q^T b a) with Q an orthonormal basis of b a Omega: the product itself where it has no more ranks than Omega has columns.
+
+    Halko, Martinsson & Tropp, "Finding Structure with Randomness", SIAM Review 2011, arXiv 0909.4061, algorithm 4.1.
+    """
+    q_OW = torch.linalg.qr(product.b_OR @ (product.a_RI @ omega_IW)).Q
+    return Product(q_OW, (q_OW.T @ product.b_OR) @ product.a_RI)
