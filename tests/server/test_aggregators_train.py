@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,13 @@ from client.private import PrivateStore
 from client.split import split
 from configs.errors import InputError
 from configs.scenario import Adapter, Local, Privacy, Scenario, UserLevel, load
-from server import aggregation, rounds
+from server import aggregation, checkpoint, rounds
 from server.grid import GridRuntime
 from simulations.fused import FusedRuntime
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Task
 from strategies.privacy import rules
+from strategies.tree import State, norm
 from tests.server.flower_world import LocalGrid, distance, fused, scenario_of, shift
 from tests.strategies.given import after, effect
 
@@ -69,8 +72,99 @@ def test_a_node_does_at_home_what_the_aggregator_says(base: Base, data: Dataset,
         assert distance(effect(plain), effect(turned)) < 1e-5 < 1e-4 < distance(plain, turned)
 
 
+# ------------------------------------------------------------------ what a node does for an aggregator
+def sent(base: Base, data: Dataset, folder: Path, task: Callable[[Node], Task], **changes: Any) -> tuple[list[State], list[State]]:
+    """What every user sends in one round, and what each keeps."""
+    node = Node(replace(SCENARIO, **changes), base, data, PrivateStore(folder))
+    found = [release.update for release in node.train(task(node), node.users())]
+    node.close()
+    return found, [PrivateStore(folder).load(user, 2) or {} for user in node.users()]
+
+
+def first(node: Node) -> Task:
+    """A first round that trains what is shared from factors away from zero."""
+    draw = torch.Generator().manual_seed(0)
+    return Task(1, {n: v + 0.2 * torch.randn(v.shape, generator=draw) for n, v in node.split.shared_start().items()}, ("shared",))
+
+
+def prox(base: Base, data: Dataset, folder: Path, mu: float | None, epochs: int, task: Callable[[Node], Task] = first,
+         scheme: str = "shared_only") -> tuple[list[State], list[State]]:  # fmt: skip
+    """A round of FedProx, or of FedIT without a ``mu``, of so many full steps each."""
+    options = {} if mu is None else {"mu": mu}
+    how = replace(SGD, batch=8, epochs=epochs, lr=0.5)
+    return sent(base, data, folder / f"{mu}-{epochs}-{scheme}", task, aggregator="fedit" if mu is None else "fedprox", scheme=scheme,
+                aggregator_options=options, shared_training=how)  # fmt: skip
+
+
+def test_fedprox_adds_mu_times_the_way_from_what_was_received_to_the_gradient(base: Base, data: Dataset, tmp_path: Path) -> None:
+    one, two = (prox(base, data, tmp_path, None, epochs)[0] for epochs in (1, 2))
+    for mu in (0.0, 0.6):
+        assert all(torch.equal(a[n], b[n]) for a, b in zip(one, prox(base, data, tmp_path, mu, 1)[0], strict=True) for n in a)
+        found = prox(base, data, tmp_path, mu, 2)[0]
+        for begun, plain, pulled in zip(one, two, found, strict=True):
+            for name, value in pulled.items():
+                assert torch.equal(value, plain[name]) == (mu == 0)
+                torch.testing.assert_close(value, plain[name] - 0.5 * mu * begun[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_strong_pull_keeps_users_at_what_they_received(base: Base, data: Dataset, tmp_path: Path) -> None:
+    plain, held = (prox(base, data, tmp_path, mu, 12)[0] for mu in (0.0, 1.9))
+    assert all(norm(b) < 0.4 * norm(a) for a, b in zip(plain, held, strict=True))
+
+
+def test_fedprox_pulls_nothing_that_trains_apart_from_what_is_shared(base: Base, data: Dataset, tmp_path: Path) -> None:
+    def alone(node: Node) -> Task:
+        return replace(first(node), turns=("private",))
+
+    one, two = (prox(base, data, tmp_path, mu, 3, alone, "dual")[1] for mu in (0.0, 1.5))
+    assert all(a.keys() == b.keys() and a and all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(one, two, strict=True))
+
+
+def test_lora_a2_sees_the_factor_that_takes_no_turn(base: Base, data: Dataset, tmp_path: Path) -> None:
+    for number in (1, 2):
+        task = lambda node, number=number: replace(first(node), round=number)  # noqa: E731 - one line
+        whole, few = (
+            sent(base, data, tmp_path / f"{number}-{keep}", task, aggregator="lora_a2", aggregator_options={"keep": keep})[0]
+            for keep in (1.0, 0.25)
+        )
+        for a, b in zip(whole, few, strict=True):
+            kept = {n: v.any(0 if ".lora_B." in n else 1, keepdim=True) for n, v in b.items()}
+            assert len(a) == 2 and sum(int(v.sum()) for v in kept.values()) == 1  # of two modules' two ranks
+            assert all(v.all() for v in a.values()) and all(torch.equal(b[n], a[n].where(kept[n], 0.0)) for n in a)
+
+
+@pytest.mark.parametrize("name", ["flora", "frlora"])
+def test_a_run_that_is_cut_off_goes_on_as_if_it_had_not_been(base: Base, data: Dataset, tmp_path: Path, name: str) -> None:
+    scenario = replace(SCENARIO, aggregator=name, scheme="dual", rounds=3)
+    aggregator, ends = aggregation.build(scenario), []
+    for folder, stops in (("whole", (3,)), ("parts", (1, 3))):
+        for last in stops:
+            node = Node(scenario, base, data, PrivateStore(tmp_path / folder / "private"))
+            start, runtime = node.split.shared_start(), FusedRuntime(node)
+            with suppress(KeyboardInterrupt):
+                rounds.run(scenario, runtime, aggregator, start, tmp_path / folder / "run", stopping_after(last))
+            node.close()
+        ends.append(checkpoint.latest(tmp_path / folder / "run"))
+    whole, parts = (end for end in ends if end)
+    assert whole.round == parts.round == 3
+    for a, b in ((whole.shared, parts.shared), (whole.memory, parts.memory)):
+        assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def stopping_after(last: int) -> Callable[[dict[str, Any]], None]:
+    """Raises once a round is final, as a person would."""
+
+    def observe(row: dict[str, Any]) -> None:
+        if row["round"] == last:
+            raise KeyboardInterrupt
+
+    return observe
+
+
 @pytest.mark.usefixtures("home")
-@pytest.mark.parametrize("name", ["fedrot", "fedsvd", "flexlora", "multi_krum", "rolora", "strategies.aggregators.median.median"])
+@pytest.mark.parametrize(
+    "name", ["fedrot", "fedsvd", "flexlora", "flora", "frlora", "lora_a2", "multi_krum", "strategies.aggregators.median.median"]
+)
 def test_over_flower_the_adapter_comes_out_as_in_one_process(world: str, tmp_path: Path, name: str) -> None:
     sgd = "shared_training.optimizer=sgd shared_training.lr=0.3"
     overrides = f"{world} {sgd} aggregator={name} users_per_round=5 scheme=shared_only shared.targets=[q_proj]"
@@ -102,8 +196,11 @@ NO_WORK = {
     "scheme=fedsa aggregator=flexlora": "scheme 'fedsa' shares lora_A only",
     "scheme=fedsa aggregator=ffa": "trains lora_B only, and scheme 'fedsa' shares lora_A of shared",
     "scheme=fedrep aggregator=ffa": "trains lora_B only, and scheme 'fedrep' shares lora_A of private",
+    "scheme=dual shared.kind=core aggregator=flora": "shared.kind=core has none",
+    "scheme=dual aggregator=fedprox aggregator_options.mu=4 shared_training.lr=0.5": "use less than 4, 2 / shared_training.lr",
 }
-WORK = ("scheme=local_only aggregator=fedsvd", "scheme=fedsa", "scheme=dual shared.kind=core aggregator=krum",
+WORK = ("scheme=dual aggregator=fedprox aggregator_options.mu=3.9 shared_training.lr=0.5",
+        "scheme=local_only aggregator=fedsvd", "scheme=fedsa", "scheme=dual shared.kind=core aggregator=krum",
         "scheme=fedrep private.kind=mixed aggregator=ffa", "aggregator=flower.FedYogi")  # fmt: skip
 
 

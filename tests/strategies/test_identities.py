@@ -1,8 +1,5 @@
 """What each paper says of its aggregator, as an equation that holds."""
 
-import warnings
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -107,26 +104,6 @@ def test_flexlora_and_hetlora_take_users_of_fewer_ranks() -> None:
         torch.testing.assert_close(flex[b] @ flex[a], u[:, :R] * s[:R] @ v[:R], atol=1e-4, rtol=1e-4)
         for name in (a, b):
             torch.testing.assert_close(het[name], padded[name] / norms[b], atol=1e-5, rtol=1e-5)
-
-
-def test_flexlora_is_pefts_own_merge_by_svd() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from peft import LoraConfig, get_peft_model
-    start, given = shared(), releases(FEDIT)
-    model: Any = get_peft_model(
-        torch.nn.Sequential(torch.nn.Linear(I, O, bias=False)), LoraConfig(r=R, lora_alpha=R, target_modules=["0"])
-    )
-    (b, a), layer = NAMES[0], model.base_model.model[0]
-    for index, one in enumerate(given):
-        model.add_adapter(f"user{index}", LoraConfig(r=R, lora_alpha=R, target_modules=["0"]))
-        end = after(start, one)
-        layer.lora_A[f"user{index}"].weight.data = end[a].float()
-        layer.lora_B[f"user{index}"].weight.data = end[b].float()
-    share = [w / sum(WEIGHTS) for w in WEIGHTS]
-    model.add_weighted_adapter([f"user{i}" for i in range(3)], share, "mean", combination_type="svd", svd_rank=R)
-    found = applied(built("flexlora"), given)[1]
-    torch.testing.assert_close(found[b] @ found[a], layer.get_delta_weight("mean").detach(), atol=1e-4, rtol=1e-4)
 
 
 # ------------------------------------------------------------------ hetlora, lora_fair
