@@ -195,13 +195,17 @@ NO_WORK = {
     "scheme=shared_only shared.kind=core aggregator=fedsvd": "shared.kind=core has none",
     "scheme=fedsa aggregator=flexlora": "scheme 'fedsa' shares lora_A only",
     "scheme=fedsa aggregator=ffa": "trains lora_B only, and scheme 'fedsa' shares lora_A of shared",
+    "scheme=ditto aggregator=flora": "keeps copies of them",
+    "scheme=fedalt users_per_round=5 weights=uniform": "scheme 'fedalt' needs users_per_round=0, not 5",
+    "scheme=mr_mtl private_from=1": "scheme 'mr_mtl' needs private_from=0, not 1",
     "scheme=fedrep aggregator=ffa": "trains lora_B only, and scheme 'fedrep' shares lora_A of private",
     "scheme=dual shared.kind=core aggregator=flora": "shared.kind=core has none",
     "scheme=dual aggregator=fedprox aggregator_options.mu=4 shared_training.lr=0.5": "use less than 4, 2 / shared_training.lr",
 }
 WORK = ("scheme=dual aggregator=fedprox aggregator_options.mu=3.9 shared_training.lr=0.5",
         "scheme=local_only aggregator=fedsvd", "scheme=fedsa", "scheme=dual shared.kind=core aggregator=krum",
-        "scheme=fedrep private.kind=mixed aggregator=ffa", "aggregator=flower.FedYogi")  # fmt: skip
+        "scheme=fedrep private.kind=mixed aggregator=ffa", "aggregator=flower.FedYogi", "scheme=oppu aggregator=flora",
+        "scheme=mr_mtl private_from=0", "scheme=fedalt weights=uniform users_per_round=0 private_from=0")  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", NO_WORK)
