@@ -198,7 +198,8 @@ def ran(folder: Path, base: Base, scheme: str, kind: str, texts: Callable[..., l
 
 @pytest.mark.parametrize(
     ("scheme", "kind"), [("dual", "core"), ("dual", "ia3"), ("fedsa", "core"), ("fedrep", "mixed"), ("fedrep", "lora"),
-                         ("shared_only", "core"), ("local_only", "ia3")]
+                         ("shared_only", "core"), ("local_only", "ia3"), ("ditto", "core"), ("apfl", "core"), ("fedalt", "core"),
+                         ("finetune", "core")]
 )  # fmt: skip
 def test_an_exported_user_is_the_one_that_the_run_scores(
     base: Base, tmp_path: Path, texts: Callable[..., list[Encoded]], scheme: str, kind: str
@@ -210,9 +211,20 @@ def test_an_exported_user_is_the_one_that_the_run_scores(
     parts, last = split(scenario, base), checkpoint.latest(tmp_path / "run")
     assert last is not None
     own = PrivateStore(tmp_path / "run" / "private").load("bob", 2) or {}
-    assert bool(own) == (scheme != "shared_only")
-    state = {**parts.start(), **{parts.key(n): v for n, v in last.shared.items()}, **own}
-    torch.testing.assert_close(stock(base, tmp_path / "out", IDS), said(base, parts.layouts, state, IDS), atol=1e-5, rtol=1e-4)
+    assert bool(own) == (scheme not in ("shared_only", "finetune"))
+    received = {**parts.start(), **{parts.key(n): v for n, v in last.shared.items()}}
+    layouts, state = parts.model({**received, **parts.own(parts.start(), received), **own})
+    torch.testing.assert_close(stock(base, tmp_path / "out", IDS), said(base, layouts, state, IDS), atol=1e-5, rtol=1e-4)
+    if scheme in ("ditto", "apfl", "fedalt"):
+        assert len(layouts) == 1 + (scheme == "fedalt"), "a copy stands in the shared adapter's place"
+
+
+def test_a_model_that_is_another_for_each_text_is_not_exported(base: Base, tmp_path: Path, texts: Callable[..., list[Encoded]]) -> None:
+    ran(tmp_path / "run", base, "feddpa_t", "core", texts)
+    with pytest.raises(InputError, match="weighs a user's adapters anew for each text"):
+        export_user(tmp_path / "run", "bob", tmp_path / "out", base)
+    assert not (tmp_path / "out").exists()
+    assert "PeftModel" in export_user(tmp_path / "run", "eve", tmp_path / "out", base), "who has nothing private has the shared adapter"
 
 
 def test_factors_fitted_to_public_texts_are_fitted_again(

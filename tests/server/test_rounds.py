@@ -209,6 +209,12 @@ def test_the_private_adapter_joins_in_when_told_and_everyone_personalizes_at_the
     assert all(torch.equal(ended.shared[n], before.shared[n]) for n in START), "the last, private round leaves the shared adapter"
 
 
+def test_a_task_says_how_many_are_asked() -> None:
+    for number in (1, SCENARIO.rounds + 1):
+        for asked, users, cohort in ((3, 5, 3), (0, 5, 5), (9, 5, 5)):
+            assert rounds.plan(replace(SCENARIO, users_per_round=asked), START, number, users).cohort == cohort
+
+
 def test_rows_count_what_went_over_the_wire(tmp_path: Path) -> None:
     rows = run(tmp_path).rows
     size = 4 * (6 + 8)
