@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from client.data.types import Encoded
+from client.dpsgd import Guard
 from client.node import Node
 from configs.scenario import Adapter, Local, Scenario
 from strategies import schemes
 from strategies.base import Release, Task, personal
+from strategies.privacy.noise import keyed
 from strategies.schemes import SCHEMES
 from strategies.tree import State, add
 
@@ -70,3 +72,19 @@ def trained_alone(nodes: Nodes, shared: State, **changes: Any) -> State:
     """Where the first user's copy of the adapter ends when it is all there is: shared_only's local training."""
     with nodes("shared_only", **changes) as node:
         return add(shared, rounds(node, shared, users=["ann"])[0][0].update)
+
+
+class Free:
+    """A purse that pays for everybody, with one noise for all parts and one bound."""
+
+    def __init__(self, noise: float, clip: float) -> None:
+        self.multiplier, self.clip = noise, clip
+
+    def noise(self, *_: object) -> dict[str, float]:
+        return dict.fromkeys(("shared", "private", "final"), self.multiplier)
+
+    def book(self, _round: int, _scheme: object, costs: Any) -> frozenset[str]:
+        return frozenset(costs)
+
+    def guard(self, _phase: object) -> Guard:
+        return Guard(self.clip, keyed)

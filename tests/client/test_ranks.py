@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from client.dpsgd import Guard
 from client.ranks import rank_of
 from configs.errors import InputError
 from configs.scenario import Local, Privacy, Scenario
 from server.admission import admitted
 from strategies import aggregators
 from strategies.base import Release, Task
-from strategies.privacy.noise import keyed
 from strategies.tree import State
-from tests.client.federation import LORA, SGD, Nodes, begun, kept, rounds
+from tests.client.federation import LORA, SGD, Free, Nodes, begun, kept, rounds
 
 ONE = {"shared_ranks": (1,)}
 
@@ -27,17 +25,6 @@ def first(state: State) -> State:
 
 def beyond(state: State) -> float:
     return max(float((v[1:] if ".lora_A." in n else v[:, 1:]).abs().max()) for n, v in state.items() if ".lora_" in n)
-
-
-class _Noisy:
-    def noise(self, *_: object) -> dict[str, float]:
-        return {"shared": 1.0, "private": 1.0, "final": 1.0}
-
-    def book(self, _round: int, _scheme: object, costs: Any) -> frozenset[str]:
-        return frozenset(costs)
-
-    def guard(self, _phase: object) -> Guard:
-        return Guard(1.0, keyed)
 
 
 def test_a_user_of_one_rank_trains_as_in_a_federation_of_one_rank(nodes: Nodes) -> None:
@@ -57,7 +44,7 @@ def test_a_user_of_one_rank_trains_as_in_a_federation_of_one_rank(nodes: Nodes) 
 @pytest.mark.parametrize("scheme", ["shared_only", "ditto", "mr_mtl"])
 def test_noise_and_pulls_stay_out_of_ranks_that_a_user_has_not(nodes: Nodes, scheme: str) -> None:
     privacy = Privacy("unclaimed")
-    with nodes(scheme, privacy=privacy, purse=_Noisy(), **ONE) as node:
+    with nodes(scheme, privacy=privacy, purse=Free(1.0, 1.0), **ONE) as node:
         releases, _ = rounds(node, begun(node), 2)
         assert all(beyond(r.update) == 0 and any(bool(v.any()) for v in r.update.values()) for r in releases)
         assert not kept(node) or beyond(kept(node)) == 0

@@ -2,19 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from client import peft_io
 from client.base import Base
-from client.dpsgd import Guard
 from configs.scenario import ExampleLevel, Privacy
 from strategies.base import Task
-from strategies.privacy.noise import keyed
 from strategies.schemes import SCHEMES
-from tests.client.federation import PERSONAL, PERSONAL_MODEL, SGD, Nodes, begun, kept, moved, personalized, rounds
+from tests.client.federation import PERSONAL, PERSONAL_MODEL, SGD, Free, Nodes, begun, kept, moved, personalized, rounds
 
 
 # ------------------------------------------------------------------ all of them
@@ -73,26 +70,13 @@ def test_clipping_that_never_binds_and_noise_of_zero_are_training_without_privac
     loose = Privacy("unclaimed", example=ExampleLevel(shared_clip=1e6, private_clip=1e6, noised=()))
     found = []
     for privacy in (Privacy(), loose):
-        purse = _Free() if privacy.of_examples else None
+        purse = Free(0.0, 1e6) if privacy.of_examples else None
         with nodes(name, privacy=privacy, purse=purse) as node:
             releases, shared = rounds(node, begun(node), 2)
             found.append([*(r.update for r in releases), personalized(node, shared, 2) if name in PERSONAL else {}])
     for one, other in zip(*found, strict=True):
         assert one.keys() == other.keys()
         assert not one or moved(one, other) < 1e-5
-
-
-class _Free:
-    """A purse that pays for everybody, without noise."""
-
-    def noise(self, *_: object) -> dict[str, float]:
-        return {"shared": 0.0, "private": 0.0, "final": 0.0}
-
-    def book(self, _round: int, _scheme: object, costs: Any) -> frozenset[str]:
-        return frozenset(costs)
-
-    def guard(self, _phase: object) -> Guard:
-        return Guard(1e6, keyed)
 
 
 @pytest.mark.parametrize("name", PERSONAL_MODEL)
