@@ -21,7 +21,7 @@ from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
 from client.purse import Purse
 from client.ranks import masked, masks, narrowed, rank_of
-from client.score import scores
+from client.score import mean_losses, scores
 from client.similar import NEAR, sampled, similarity
 from client.split import split, twin, twinned
 from client.tower import Blocks, Tower
@@ -32,6 +32,8 @@ from strategies.base import Phase, Release, Task
 from strategies.privacy import budget
 from strategies.privacy.events import Event
 from strategies.privacy.joint import at_home
+from strategies.schemes.copies import of
+from strategies.schemes.ifca import CHOICE, slot
 from strategies.tree import State, generator
 
 Noises = dict[str, list[float]]  # user -> noise multiplier of each phase of a round
@@ -95,7 +97,7 @@ class Node:
         if not users:
             return
         before = [self._state(user, task, received) for user in users]
-        states = before
+        states = self._chosen(users, before, received) if self.split.scheme.clusters > 1 else before
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
             states = self._phase(task, phase, turns, states, work)
@@ -107,6 +109,20 @@ class Node:
                  "seconds": time.perf_counter() - began}  # fmt: skip
         for user, state in zip(users, states, strict=True):
             yield self._guarded(task, user, self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()}))
+
+    def _chosen(self, users: Sequence[str], states: list[State], received: State) -> list[State]:
+        """What users have, each with the number of the cluster whose adapter fits their training examples best."""
+        work, clusters = [self.dataset.users[user].train for user in users], range(self.split.scheme.clusters)
+        adapters = [{f"shared/{n}": v.unsqueeze(0) for n, v in of(received, slot(j)).items()} for j in clusters]
+        applied = Phase("shared", ("shared",), applies=("shared",))
+        judged = [
+            mean_losses(self.tower, self.trainer.blocks(x, applied), work, self.scenario.engine, self.dataset.label_ids)
+            for x in adapters
+        ]
+        loss_KJ = torch.stack(judged, 1).cpu()
+        drawn = [int(torch.randint(len(clusters), (1,), generator=generator(self.scenario.seed, u, "cluster"))) for u in users]
+        fits = [d if bool((row == row[0]).all()) else int(row.argmin()) for row, d in zip(loss_KJ, drawn, strict=True)]
+        return [s | {CHOICE: torch.full_like(s[CHOICE], float(j))} for s, j in zip(states, fits, strict=True)]
 
     def _phases(self, task: Task) -> list[Phase]:
         """The turns of a round. One that is alone in it sees all of a user's examples."""

@@ -12,6 +12,7 @@ from client.adapters.layout import Layout, layout
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
 from strategies.base import Phase, released
+from strategies.schemes.ifca import MEMBERS, slot
 from strategies.tree import State
 
 
@@ -22,6 +23,7 @@ class Split:
     layouts: tuple[Layout, ...]
     scheme: schemes.Scheme
     aggregator: aggregators.Aggregator
+    spare: tuple[Layout, ...] = ()  # further clusters' adapters: their tensors travel, and stand in for the shared one's where applied
 
     def owner(self, key: str) -> str:
         """Who keeps the tensor "block/name"."""
@@ -69,8 +71,10 @@ class Split:
 
     def start(self) -> State:
         """Every tensor at its start."""
-        found = {f"{x.block}/{n}": v for x in self.layouts for n, v in x.start.items()}
+        found = {f"{x.block}/{n}": v for x in (*self.layouts, *self.spare) for n, v in x.start.items()}
         device = next(iter(found.values())).device
+        if self.scheme.clusters > 1:
+            found[MEMBERS] = torch.zeros(self.scheme.clusters, device=device)
         return found | {f"private/{name}": torch.tensor([value], device=device) for name, value in self.scheme.own}
 
     def shared_start(self) -> State:
@@ -86,7 +90,8 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
     mutable = {block: block == "shared" and "lora_delta" in aggregator.carried for block in scheme.blocks}
     own = [block for block in scheme.blocks if block not in scheme.twins]
     layouts = tuple(layout(block, configs[block], base, scenario.seed, mutable[block]) for block in own)
-    return Split(twinned(layouts, scheme), scheme, aggregator)
+    spare = tuple(layout(slot(j), scenario.shared, base, scenario.seed) for j in range(1, scheme.clusters))
+    return Split(twinned(layouts, scheme), scheme, aggregator, spare)
 
 
 def twinned(layouts: tuple[Layout, ...], scheme: schemes.Scheme) -> tuple[Layout, ...]:

@@ -115,6 +115,7 @@ class Scheme(NamedTuple):
     twins: tuple[Block, ...] = ()  # adapters that are copies of the shared one; users who have none yet have what they received
     own: tuple[tuple[str, float], ...] = ()  # single numbers that a user keeps beside adapters: name -> start, as "private/name" [1]
     references: int = 0  # a text is weighed by its likeness to so many of the user's own, as "similarity" [1] in a view; 0: it is not
+    clusters: int = 1  # so many shared adapters, of which each user trains the one that fits best: strategies/schemes/ifca.py
     needs: tuple[tuple[str, object], ...] = ()  # (field of the scenario, the value without which the scheme means nothing)
 
 

@@ -25,6 +25,8 @@ def problems(scenario: Scenario) -> Iterator[str]:
     for field, value in scheme.needs:
         if (found := getattr(scenario, field)) != value:
             yield f"scheme '{scenario.scheme}' needs {field}={value}, not {found}"
+    if scheme.clusters > 1 and scenario.aggregator.startswith(aggregators.FLOWER):
+        yield f"{said} knows of one adapter, and scheme '{scenario.scheme}' has several; use one of ours, such as fedit"
     if scheme.twins and chosen.mutates_base:
         yield f"{said} changes the base under the adapters, and scheme '{scenario.scheme}' keeps copies of them; use fedit"
     for block, factors in common.items():

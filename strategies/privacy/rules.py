@@ -25,6 +25,11 @@ def problems(scenario: Scenario) -> Iterator[str]:
     privacy, scheme = scenario.privacy, schemes.of(scenario)
     if privacy.promises:
         yield from _answers(scenario)
+    if scheme.clusters > 1 and privacy.guarantee != "off":
+        yield (
+            f"scheme '{scenario.scheme}' lets a user choose a cluster by the loss on the own examples, without noise, and divides by "
+            "counts of users; no guarantee is worked out for it: set privacy=off or another scheme"
+        )
     if privacy.of_examples:
         yield from _stopping(scenario)
     if privacy.promises_examples:

@@ -15,6 +15,7 @@ from strategies.schemes.fedper import fedper
 from strategies.schemes.fedrep import fedrep
 from strategies.schemes.fedsa import fedsa
 from strategies.schemes.finetune import finetune
+from strategies.schemes.ifca import ifca
 from strategies.schemes.local_only import local_only
 from strategies.schemes.mr_mtl import mr_mtl
 from strategies.schemes.oppu import oppu
@@ -36,6 +37,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "fedrep": fedrep,
     "fedsa": fedsa,
     "finetune": finetune,
+    "ifca": ifca,
     "mr_mtl": mr_mtl,
     "oppu": oppu,
     "per_fedavg": per_fedavg,

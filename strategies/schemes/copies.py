@@ -6,7 +6,7 @@ In a view, tensors have one or two axes in front, of users and of their units; a
 import torch
 from torch import Tensor
 
-from strategies.base import Block, Owner, Task
+from strategies.base import Owner, Task
 from strategies.tree import State
 
 SIMILARITY = "similarity"  # of a text with a user's own, beside the tensors of a view: [..., 1] in -1..1
@@ -18,12 +18,12 @@ def only_shared(block: str, _name: str) -> Owner:
     return "shared" if block == "shared" else "private"
 
 
-def of(state: State, block: Block) -> State:
+def of(state: State, block: str) -> State:
     """One adapter's tensors by their names."""
     return {key.removeprefix(f"{block}/"): value for key, value in state.items() if key.startswith(f"{block}/")}
 
 
-def put(state: State, block: Block, values: State) -> State:
+def put(state: State, block: str, values: State) -> State:
     """The state with other tensors in an adapter's place."""
     return state | {f"{block}/{name}": value for name, value in values.items()}
 
@@ -44,7 +44,7 @@ def mixed(weight: float | Tensor, one: State, other: State) -> State:
     return {name: _over(weight, value) * one[name] + (1 - _over(weight, value)) * value for name, value in other.items()}
 
 
-def scaled(state: State, block: Block, weight: float | Tensor) -> State:
+def scaled(state: State, block: str, weight: float | Tensor) -> State:
     """An adapter whose effect on the model is ``weight`` times as large."""
     own = of(state, block)
     return put(state, block, {n: v * _over(weight, v) for n, v in own.items() if any(part in n for part in OUTER)})
