@@ -4,8 +4,8 @@ Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS
 
     j_k = argmin_j f_k(w_j),    w_j <- sum_{k: j_k = j} p_k theta_k / sum_{k: j_k = j} p_k
 
-A release has a slot for every cluster, zero in all but one, and a 1 in a vector of k at the same place: a sum of releases is then enough
-for every cluster's mean, and does not tell who is where. Where all fit alike, as before the first round, a user's cluster is drawn.
+A release has a slot for every cluster, zero in all but one, and a 1 in a vector of k at the same place: a sum of releases then gives
+every mean, and does not tell who is where. Where all fit alike, as before the first round, the cluster of a user is drawn.
 """
 
 from collections.abc import Callable, Iterable

@@ -25,6 +25,7 @@ SCENARIO = Scenario(
 )
 SENDING = [name for name in SCHEMES if "shared" in schemes.build(name, {}).blocks]
 PERSONAL = [name for name in SCHEMES if personal(schemes.build(name, {}))]
+TUNED = [name for name in PERSONAL if ("personalize", 0) not in schemes.build(name, {}).needs]  # who have a last round
 PERSONAL_MODEL = [name for name in PERSONAL if not schemes.build(name, {}).references]
 
 

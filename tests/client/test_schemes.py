@@ -12,7 +12,7 @@ from configs.scenario import ExampleLevel, Privacy
 from strategies.base import Task
 from strategies.schemes import SCHEMES
 from strategies.schemes.ifca import MEMBERS
-from tests.client.federation import PERSONAL, PERSONAL_MODEL, SGD, Free, Nodes, begun, kept, moved, personalized, rounds
+from tests.client.federation import PERSONAL, PERSONAL_MODEL, SGD, TUNED, Free, Nodes, begun, kept, moved, personalized, rounds
 
 
 # ------------------------------------------------------------------ all of them
@@ -38,7 +38,7 @@ def test_a_user_is_what_their_own_examples_and_the_broadcasts_make_of_them(nodes
             shared = begun(node)
             list(node.train(Task(1, shared, cohort=2), node.users()))
             first, second = list(node.train(Task(2, shared, cohort=2), node.users()))
-            if name in PERSONAL:
+            if name in TUNED:
                 personalized(node, shared, 2)
             found.append((first.update, kept(node), second.update, kept(node, "bob")))
     (update, own, others, _), (update2, own2, others2, _) = found
@@ -74,7 +74,7 @@ def test_clipping_that_never_binds_and_noise_of_zero_are_training_without_privac
         purse = Free(0.0, 1e6) if privacy.of_examples else None
         with nodes(name, privacy=privacy, purse=purse) as node:
             releases, shared = rounds(node, begun(node), 2)
-            found.append([*(r.update for r in releases), personalized(node, shared, 2) if name in PERSONAL else {}])
+            found.append([*(r.update for r in releases), personalized(node, shared, 2) if name in TUNED else {}])
     for one, other in zip(*found, strict=True):
         assert one.keys() == other.keys()
         assert not one or moved(one, other) < 1e-5
@@ -86,7 +86,8 @@ def test_what_is_saved_for_peft_is_the_model_that_is_scored(nodes: Nodes, base: 
 
     with nodes(name) as node:
         _, shared = rounds(node, begun(node) if node.split.shared_start() else {}, 2)
-        personalized(node, shared, 3)
+        if name in TUNED:
+            personalized(node, shared, 3)
         task = Task(9, shared)
         state = node._state("ann", task, node._received(task))
         layouts, model = node.split.model(state)
