@@ -132,19 +132,30 @@ def _column(run: Run) -> dict[str, Any]:
 
 def against(run: Run, first: Run) -> dict[str, dict[str, Any]]:
     """Paired differences of every row that both runs have, over the seen users that both have."""
-    if not _comparable(run, first):
-        return {}
-    place = {name: at for at, name in enumerate(first.users.names) if first.users.seen[at]}
-    common = [(at, place[name]) for at, name in enumerate(run.users.names) if name in place and run.users.seen[at]]
-    here, there = np.array([a for a, _ in common], int), np.array([b for _, b in common], int)
     table = {}
     for row in controls.ordered(name for name in run.users.values if name in first.users.values):
-        new_U, old_U = run.users.values[row]["nll"][here], first.users.values[row]["nll"][there]
-        both_U = ~np.isnan(new_U) & ~np.isnan(old_U)
-        if both_U.any():
-            gain = metrics.paired_gain(new_U[both_U], old_U[both_U])
+        found = differences(run, first, row, row)
+        if found:
+            gain = metrics.paired_gain(list(found.values()), np.zeros(len(found)))
             table[row] = {"users": gain.users, "mean": gain.mean, "ci95": gain.ci95, "p": gain.p}
     return table
+
+
+def differences(run: Run, first: Run, new: str, old: str) -> dict[str, float]:
+    """Nll of this run's row ``new`` minus that of the first run's row ``old``, for each seen user who has both; negative is better.
+
+    It is empty where the two runs score different things, and what is below rounding is zero.
+    """
+    here, there = (_losses(run, new), _losses(first, old)) if _comparable(run, first) else ({}, {})
+    common = [name for name in here if name in there]
+    delta_U = metrics.differences([here[name] for name in common], [there[name] for name in common])
+    return dict(zip(common, delta_U.tolist(), strict=True))
+
+
+def _losses(run: Run, row: str) -> dict[str, float]:
+    """The row's nll of each seen user who has one."""
+    nll_U = run.users.values.get(row, {}).get("nll", np.full(len(run.users.names), np.nan))
+    return {name: float(nll_U[at]) for at, name in enumerate(run.users.names) if run.users.seen[at] and not np.isnan(nll_U[at])}
 
 
 def _comparable(run: Run, first: Run) -> bool:

@@ -20,8 +20,10 @@ LETTERS = {"example": "E", "user": "U"}
 NO_NOISE = "no noise"
 NOTE = (
     "Means over seeds; users count alike, on their own test split. Kept: the share of the first line's gain over the base. Saved: nats "
-    "per user against the first line, paired over users, one number for each seed. Helped and harmed: users, against the shared "
-    "adapter alone. Epsilon: the largest of any user's ledger."
+    "per user against the first line, paired over users, one number for each seed. Per user: each user's differences are averaged over "
+    "the seeds; then the median of what a user saves, the share of users who are better off, and Wilcoxon's signed-rank p over users, "
+    "corrected by Holm for all lines. Helped and harmed: users, against the shared adapter alone. Unseen users never trained; they have "
+    "the shared adapter. Bytes are per user and round. Epsilon: the largest of any user's ledger."
 )
 
 

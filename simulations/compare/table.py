@@ -1,14 +1,15 @@
 """The table of a study: a line per combination of labels, means over seeds and their spread; for people, as Markdown and as CSV.
 
-The *gain* of a line is what its model saves over the base, in nats; *kept* is its share of the first line's gain, seed by seed.
-Users are paired within a seed: the same users and test examples stand in both lines.
+A line's *own* row is what its users end up with: shared + private, or the one of both that its scheme has. The *gain* of a line is what
+that saves over the base, in nats; *kept* is its share of the first line's gain, seed by seed. Users are paired within a seed: the same
+users and test examples stand in both lines.
 """
 
 import csv
 import io
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from configs.scenario import Scenario, scenario_hash
 from server.report import controls
 from server.report.files import Run, read
 from server.report.summary import MAIN, summary_of
-from server.report.tables import against
+from server.report.tables import differences
+from simulations.compare.paired import Paired, own_row, paired
 from simulations.compare.plan import Plan
+from strategies import metrics
 
 Found = dict[str, Any]
 
@@ -35,33 +38,44 @@ class Over:
 
 
 def found(plan: Plan, places: Mapping[str, Path]) -> list[Found]:
-    """One mapping per line: ``labels``, ``budgets`` (the epsilon of each guarantee), ``rows`` (control -> nll, worst_decile and auc
-    as `Over`), ``gain`` over the base, ``kept``, ``saved``, ``helped`` and ``harmed``, ``epsilon`` (spent), ``kb_up``, ``seconds``.
+    """One mapping per line: ``labels``, ``budgets`` (the epsilon of each guarantee), ``scenarios`` (their hashes), ``rows`` (control ->
+    nll, worst_decile and auc as `Over`), ``own`` (of these, what its users end up with), ``gain`` over the base, ``kept``, ``saved``,
+    ``paired``, ``helped`` and ``harmed``, ``unseen`` (nll of users who never trained), ``epsilon`` (spent), ``kb_up`` and ``kb_down``
+    (per user and round), ``seconds``.
 
     ``saved`` is against the first line, where both score the same examples: ``means`` of the nats per user, one for each seed, and
-    ``wins`` and ``losses``, the seeds whose 95 % interval over users lies above and below zero. What a line lacks is None.
+    ``wins`` and ``losses``, the seeds whose 95 % interval over users lies above and below zero. ``paired`` is the test over users
+    (`simulations.compare.paired`). What a line lacks is None.
     """
     runs = [[read(places[scenario_hash(scenario)]) for scenario in row.scenarios] for row in plan.rows]
     return [
-        {"labels": dict(zip(plan.axes, row.labels, strict=True)), "budgets": _budgets(row.scenarios[0]), **_line(of_line, runs[0])}
-        for row, of_line in zip(plan.rows, runs, strict=True)
+        {
+            "labels": dict(zip(plan.axes, row.labels, strict=True)),
+            "budgets": _budgets(row.scenarios[0]),
+            "scenarios": [scenario_hash(scenario) for scenario in row.scenarios],
+            **_line(of_line, runs[0]),
+            "paired": test,
+        }
+        for row, of_line, test in zip(plan.rows, runs, paired(runs), strict=True)
     ]
 
 
 def _line(runs: Sequence[Run], first: Sequence[Run]) -> Found:
-    summaries, before = [summary_of(run) for run in runs], [summary_of(run) for run in first]
+    summaries, gains = [summary_of(run) for run in runs], [_gain(run) for run in runs]
     names = controls.ordered(name for summary in summaries for name in summary["rows"])
+    rows = {name: _row([summary["rows"][name] for summary in summaries]) for name in names if _everywhere(name, summaries)}
     return {
         "users": [summary["users"] for summary in summaries],
-        "rows": {name: _row([summary["rows"][name] for summary in summaries]) for name in names if _everywhere(name, summaries)},
-        "gain": _over([_gain(summary) for summary in summaries]),
-        "kept": _kept(summaries, before),
+        "rows": rows,
+        "own": rows.get(own_row(runs[0].scenario), {}),
+        "gain": _over(gains),
+        "kept": _kept(gains, [_gain(run) for run in first]),
         "saved": _saved(runs, first),
         **{name: _over([summary[name] for summary in summaries]) for name in ("helped", "harmed")},
         "against_bias": _over([-s["gains"]["user_bias"]["mean"] if "user_bias" in s["gains"] else None for s in summaries]),
         "unseen": _over([s.get("unseen", {}).get("rows", {}).get("shared", {}).get("mean") for s in summaries]),
         "epsilon": {name: max(s["epsilon"][name] for s in summaries) for name in summaries[0]["epsilon"]},
-        "kb_up": _over([summary["bytes_up_per_user_round"] / 1e3 for summary in summaries]),
+        **{f"kb_{way}": _over([s[f"bytes_{way}_per_user_round"] / 1e3 for s in summaries]) for way in ("up", "down")},
         "seconds": _over([sum(summary["seconds"].values()) for summary in summaries]),
         "runs": [str(run.directory) for run in runs],
     }
@@ -87,50 +101,63 @@ def _over(values: Sequence[float | None]) -> Over | None:
     return Over(statistics.fmean(here), min(here), max(here)) if here and len(here) == len(values) else None
 
 
-def _gain(summary: Found) -> float | None:
-    rows = [summary["rows"].get(name, {}).get("mean") for name in ("base", MAIN)]
-    return None if None in rows else rows[0] - rows[1]
+def _gain(run: Run) -> float | None:
+    """What users save over the base; None where a row is missing or a loss is not finite."""
+    rows = summary_of(run)["rows"]
+    base, own = (rows.get(name, {}).get("mean") for name in ("base", own_row(run.scenario)))
+    return None if base is None or own is None else base - own
 
 
-def _kept(summaries: Sequence[Found], before: Sequence[Found]) -> Over | None:
-    pairs = [(_gain(here), _gain(there)) for here, there in zip(summaries, before, strict=True)]
-    return _over([None if here is None or not there else here / there for here, there in pairs])
+def _kept(gains: Sequence[float | None], before: Sequence[float | None]) -> Over | None:
+    return _over([None if here is None or not there else here / there for here, there in zip(gains, before, strict=True)])
 
 
 def _saved(runs: Sequence[Run], first: Sequence[Run]) -> Found | None:
-    gains = [against(run, other).get(MAIN) for run, other in zip(runs, first, strict=True)]
-    known = [gain for gain in gains if gain is not None]
-    if runs is first or len(known) < len(gains):
+    pairs = [differences(run, other, own_row(run.scenario), own_row(other.scenario)) for run, other in zip(runs, first, strict=True)]
+    if runs is first or not all(pairs):
         return None
+    spans = [metrics.ci95([*pair.values()]) for pair in pairs]
     return {
-        "means": [-gain["mean"] for gain in known],
-        "wins": sum(gain["ci95"][1] < 0 for gain in known),
-        "losses": sum(gain["ci95"][0] > 0 for gain in known),
+        "means": [-metrics.mean([*pair.values()]) for pair in pairs],
+        "wins": sum(high < 0 for _, high in spans),
+        "losses": sum(low > 0 for low, _ in spans),
     }
 
 
 def heads(lines: Sequence[Found]) -> tuple[str, ...]:
     """The names of the columns after the axes'."""
     return ("nll (lowest to highest seed)", *map(controls.words, _others(lines)), "kept", "saved against the first, per seed",
-            "worst tenth", "AUC", "helped / harmed", "epsilon", "kB up", "seconds")  # fmt: skip
+            "per user: median saved, better off, p", "worst tenth", "AUC", "helped / harmed", *(["unseen users"] * _unseen(lines)),
+            "epsilon", "kB up / down", "seconds")  # fmt: skip
 
 
 def cells(line: Found, lines: Sequence[Found]) -> tuple[str, ...]:
     """A line's cells under `heads`."""
-    rows, saved = line["rows"], line["saved"]
-    main: Mapping[str, Over | None] = rows.get(MAIN, {})
+    rows, own, saved = line["rows"], line["own"], line["saved"]
     return (
-        _spread(main.get("nll")),
+        _spread(own.get("nll")),
         *(_mean(rows.get(name, {}).get("nll")) for name in _others(lines)),
         _mean(line["kept"], ".2f"),
         " ".join(f"{mean:+.4f}" for mean in saved["means"]) if saved else "-",
-        _mean(main.get("worst_decile"), ".3f"),
-        _mean(main.get("auc"), ".3f"),
+        _tested(line["paired"]),
+        _mean(own.get("worst_decile"), ".3f"),
+        _mean(own.get("auc"), ".3f"),
         f"{_mean(line['helped'], '.0f')} / {_mean(line['harmed'], '.0f')}",
+        *([_mean(line["unseen"])] * _unseen(lines)),
         ", ".join(f"{epsilon:.2f} {name}" for name, epsilon in line["epsilon"].items()) or "none",
-        _mean(line["kb_up"], ".1f"),
+        f"{_mean(line['kb_up'], '.1f')} / {_mean(line['kb_down'], '.1f')}",
         _mean(line["seconds"], ".0f"),
     )
+
+
+def _unseen(lines: Sequence[Found]) -> bool:
+    return any(line["unseen"] for line in lines)
+
+
+def _tested(test: Paired | None) -> str:
+    if test is None:
+        return "-"
+    return f"{test.median:+.4f}, {test.better:.0%}, {'<0.001' if test.holm < 0.001 else format(test.holm, '.2g')}"
 
 
 def _others(lines: Sequence[Found]) -> list[str]:
@@ -178,13 +205,19 @@ def title(plan: Plan, lines: Sequence[Found]) -> str:
 
 def _flat(line: Found) -> Iterator[tuple[str, Any]]:
     yield from line["labels"].items()
-    for row, metrics in line["rows"].items():
-        for metric, over in metrics.items():
+    for row, values in line["rows"].items():
+        for metric, over in values.items():
             yield from _columns(f"{row}.{metric}", over)
-    for name in ("gain", "kept", "helped", "harmed", "against_bias", "unseen", "kb_up", "seconds"):
+    for name in ("gain", "kept", "helped", "harmed", "against_bias", "unseen", "kb_up", "kb_down", "seconds"):
         yield from _columns(name, line[name])
-    for name, epsilon in line["epsilon"].items():
-        yield f"epsilon.{name}", epsilon
+    if saved := line["saved"]:
+        yield from _columns("saved", _over(saved["means"]))
+        yield from ((f"saved.{name}", saved[name]) for name in ("wins", "losses"))
+    if line["paired"]:
+        yield from ((f"paired.{name}", value) for name, value in asdict(line["paired"]).items())
+    for kind in ("budgets", "epsilon"):
+        yield from ((f"{kind.removesuffix('s')}.{name}", epsilon) for name, epsilon in line[kind].items())
+    yield "scenarios", " ".join(line["scenarios"])
 
 
 def _columns(name: str, over: Over | None) -> Iterator[tuple[str, float]]:

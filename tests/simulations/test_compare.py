@@ -10,6 +10,7 @@ import yaml
 
 from configs.errors import InputError
 from configs.scenario import load, scenario_hash
+from server.report.files import read_users
 from server.report.summary import summarize
 from simulations.compare import page, plan, runs, table
 from tests.simulations.command import call
@@ -106,11 +107,21 @@ def test_the_table_says_what_the_runs_say(world: World, tmp_path: Path) -> None:
     assert one["rows"]["shared"]["nll"] == table.Over(sum(means) / 2, min(means), max(means))
     assert one["kept"] == table.Over(1.0, 1.0, 1.0) and one["saved"] is None
     assert still["kept"].mean == pytest.approx(0.0, abs=1e-6), "who does not learn keeps nothing"
-    gained = [s["gains"]["base"]["mean"] for s in summaries]
+    gained = [-gained_by(s) for s in summaries]
     assert still["saved"]["means"] == pytest.approx(gained, abs=1e-5), (
         "against the first line it loses what that has gained over the base"
     )
-    assert "shared_private" not in other["rows"] and other["kept"] is None, "what a line lacks is not made up"
+    assert "shared_private" not in other["rows"] and other["helped"] is None, "what a line lacks is not made up"
+    assert other["own"] == other["rows"]["shared"], "without anything private, the shared adapter is what a user ends up with"
+    (sure,) = [s["rows"]["base"]["mean"] - s["rows"]["shared"]["mean"] for s in [summarize(other["runs"][0])]]
+    assert other["kept"].low <= sure / gained_by(summaries[0]) <= other["kept"].high
+    assert still["paired"].users == len({user for s in chosen.rows[0].scenarios for user in _seen(places[scenario_hash(s)])})
+    assert one["paired"] is None and 0 < still["paired"].p <= still["paired"].holm <= 1
+    text, flat = table.markdown(chosen, [one, still, other]), table.to_csv(chosen, [one, still, other])
+    row = {line["lr"]: line for line in csv.DictReader(flat.splitlines())}["none"]
+    assert float(row["paired.holm"]) == still["paired"].holm and float(row["paired.better"]) == still["paired"].better
+    assert f"{still['paired'].better:.0%}" in text.splitlines()[5] and "unseen users" in text and float(row["unseen"]) > 0
+    assert float(row["kb_down"]) > 0 and row["scenarios"].split() == [scenario_hash(s) for s in chosen.rows[1].scenarios]
     assert other["labels"] == {"lr": "shared only"} and other["epsilon"] == {} and len(other["runs"]) == 2
 
 
@@ -159,6 +170,16 @@ def test_bad_input_that_one_run_finds_late_stops_no_other_and_is_said_at_the_end
     with pytest.raises(InputError, match=r"data.users=99.*; 1 of 2 runs are done and stay"):
         runs.run(chosen.runs(), tmp_path / "runs", 1)
     assert runs.finished(tmp_path / "runs" / list(chosen.runs())[1])
+
+
+def _seen(place: Path) -> list[str]:
+    users = read_users(place)
+    return [name for name, seen in zip(users.names, users.seen, strict=True) if seen]
+
+
+def gained_by(summary: dict[str, Any]) -> float:
+    """What shared + private saves over the base, in nats."""
+    return -summary["gains"]["base"]["mean"]
 
 
 def _numbers(path: Path) -> list[dict[str, str]]:
