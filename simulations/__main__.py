@@ -4,9 +4,9 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from click.exceptions import ClickException
@@ -17,9 +17,6 @@ from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
 from simulations.synthetic.command import synthetic
-
-if TYPE_CHECKING:
-    from simulations.compare.plan import Plan
 
 WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 app = typer.Typer(
@@ -34,6 +31,7 @@ SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, 
 OVERRIDES = Annotated[
     list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 shared.rank=4 data.users=100", metavar="[KEY=VALUE]...")
 ]
+TRACK = Annotated[list[str] | None, typer.Option(help="Tell this, too: tensorboard, mlflow, wandb or trackio.", metavar="NAME")]
 FOLDER = Annotated[Path, typer.Argument(help="A run's folder.", metavar="FOLDER")]
 
 
@@ -51,6 +49,7 @@ def run(
     scenario: SCENARIO = usage.DEFAULT,
     overrides: OVERRIDES = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/<name>-<hash>.")] = None,
+    track: TRACK = None,
 ) -> None:
     """Run a scenario here, all users side by side, and write its report.
 
@@ -60,7 +59,7 @@ def run(
     scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
     earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
     chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides)
-    _run(chosen, out or earlier or Path("runs") / label(chosen))
+    _run(chosen, out or earlier or Path("runs") / label(chosen), track or ())
 
 
 @app.command(epilog=usage.examples("resume runs/demo-0a1b2c3d4e5f", "resume runs/demo-0a1b2c3d4e5f engine.device=cpu"))
@@ -147,6 +146,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Of a study: its first so many seeds only.", min=0)] = 0,
     jobs: Annotated[int, typer.Option(help="Of a study: so many runs at a time; by default what the machine holds.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default studies/<name>.")] = None,
+    track: TRACK = None,
 ) -> None:
     """Lay runs side by side: those that a study file asks for, which are then run, or runs that are there already.
 
@@ -156,7 +156,15 @@ def compare(
     from simulations.compare import plan as plans
 
     if len(what) == 1 and not Path(what[0]).is_dir():
-        _compare(plans.read(what[0], seeds), out, jobs)
+        from simulations import trackers
+        from simulations.compare import command
+
+        usage.quiet()
+        study = plans.read(what[0], seeds)
+        place = out or Path("studies") / study.name
+        trackers.refuse(track or [])
+        _console().print(command.compare(study, place, jobs, track or [], _say))
+        _say(f"page: {place / 'compare.html'}\ntable: {place / 'compare.md'}, {place / 'compare.csv'}")
         return
     from server.report import tables
 
@@ -181,12 +189,17 @@ def export(
     _say(export_user(folder, user, out))
 
 
-@app.command(name="list", epilog=usage.examples("list"))
-def list_() -> None:
+@app.command(name="list", epilog=usage.examples("list", "list --json"))
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="All that can be chosen, with flags and papers, as JSON.")] = False,
+) -> None:
     """List the scenarios, and the names that a scenario may use: schemes, aggregators, adapters, data, controls."""
-    from simulations.listing import listing
+    from simulations import listing
 
-    _console().print(listing())
+    if as_json:
+        _say(listing.as_json())
+    else:
+        _console().print(listing.listing())
 
 
 @app.command(epilog=usage.examples("fetch"))
@@ -227,12 +240,14 @@ def study(
     overrides: OVERRIDES = None,
     seeds: Annotated[int, typer.Option(help="Run the scenario under so many seeds, from its own on.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default studies/<name>-<hash>.")] = None,
+    track: TRACK = None,
 ) -> None:
     """Run a scenario under several seeds, and lay its controls side by side with their spread.
 
     A study that was stopped goes on where it was. FOLDER/study.json holds what the table shows.
     """
     from simulations import study as studies
+    from simulations import trackers
     from simulations.progress import watch
 
     usage.quiet()
@@ -240,7 +255,10 @@ def study(
     folder = out or Path("studies") / label(chosen)
     every = range(chosen.seed, chosen.seed + seeds)
     folders.refuse(chosen, folder / f"seed-{every[0]}")
-    found = studies.study(chosen, every, folder, lambda seed, rounds: watch(_console(), f"{chosen.name}, seed {seed}", rounds, 0))
+    trackers.refuse(track or [])
+    found = studies.study(
+        chosen, every, folder, lambda seed, rounds: watch(_console(), f"{chosen.name}, seed {seed}", rounds, 0), track or ()
+    )
     _console().print(studies.table(found))
     _say(f"figures: {folder / 'study.json'}")
 
@@ -293,39 +311,29 @@ def attack(
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 
 
-def _compare(study: "Plan", out: Path | None, jobs: int) -> None:
-    from simulations.compare import page, runs, table
-
-    usage.quiet()
-    folder = out or Path("studies") / study.name
-    count = len(study.runs())
-    _say(f"{study.name}: {len(study.rows)} lines, {len(study.seeds)} seeds, {count} runs, in {folder}")
-    places = runs.run(study.runs(), folder / "runs", jobs, lambda what, at, of: _say(f"{at} of {of}: {what}"))
-    lines = table.found(study, places)
-    page.write(study, lines, folder)
-    _console().print(table.table(study, lines))
-    _say(f"page: {folder / 'compare.html'}\ntable: {folder / 'compare.md'}, {folder / 'compare.csv'}")
-
-
 def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:
     """The scenario and its settings, where the first word may be a setting already."""
     named = "=" not in scenario or Path(scenario).exists()
     return (scenario, overrides or []) if named else (default, [scenario, *(overrides or [])])
 
 
-def _run(scenario: Scenario, folder: Path) -> None:
+def _run(scenario: Scenario, folder: Path, track: Sequence[str] = ()) -> None:
+    from simulations import trackers
+
+    trackers.refuse(track)
     try:
-        _run_to_the_end(scenario, folder)
+        _run_to_the_end(scenario, folder, track)
     except KeyboardInterrupt:
         again = f"go on with: {_again(folder)}" if folders.is_run(folder) else "nothing was written"
         raise usage.Stopped(f"stopped; {again}") from None
 
 
-def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
+def _run_to_the_end(scenario: Scenario, folder: Path, track: Sequence[str]) -> None:
     from server import checkpoint
     from server.report import tables
     from server.report.summary import summarize
     from server.rounds import last_round
+    from simulations import trackers
     from simulations.progress import watch
     from simulations.run import run as run_scenario
 
@@ -334,8 +342,8 @@ def _run_to_the_end(scenario: Scenario, folder: Path) -> None:
     rounds, last = last_round(scenario), checkpoint.latest(folder)
     done = last.round if last else 0
     _say(f"{scenario.name}: {f'goes on after round {done} of {rounds}' if done else f'{rounds} rounds'}, in {folder}")
-    with watch(_console(), scenario.name, rounds, done) as observe:
-        page = run_scenario(scenario, folder, observe)
+    with watch(_console(), scenario.name, rounds, done) as observe, trackers.tracker(track, scenario, folder) as tell:
+        page = run_scenario(scenario, folder, trackers.both(observe, tell))
     _console().print(tables.controls_table(summarize(folder)))
     _say(f"report: {page}\nusers:  {folder / 'users.csv'}")
 

@@ -20,12 +20,13 @@ from server.report.files import write_text
 from server.report.summary import MAIN, summarize
 from server.rounds import Observer, last_round
 from simulations.run import run
+from simulations.trackers import both, tracker
 
 Row = dict[str, Any]
 Watch = Callable[[int, int], AbstractContextManager[Observer]]
 
 
-def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch) -> dict[str, Any]:
+def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch, track: Sequence[str] = ()) -> dict[str, Any]:
     """Run or resume the scenario under each seed, in ``folder/seed-N``; returns what ``folder/study.json`` then holds.
 
     ``folder/study.md`` is the same as a table. ``watch(seed, rounds)`` is a context that gives an observer of the rounds.
@@ -34,8 +35,9 @@ def study(scenario: Scenario, seeds: Sequence[int], folder: Path, watch: Watch) 
     for seed in seeds:
         place = folder / f"seed-{seed}"
         if not (place / "summary.json").is_file():
-            with watch(seed, last_round(scenario)) as observe:
-                run(replace(scenario, seed=seed), place, observe)
+            one = replace(scenario, seed=seed)
+            with watch(seed, last_round(one)) as observe, tracker(track, one, place) as tell:
+                run(one, place, both(observe, tell))
         found.append(summarize(place))
     together = combine(scenario, found)
     write_text(folder / "study.json", json.dumps(together, indent=1) + "\n")

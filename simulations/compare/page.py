@@ -11,7 +11,7 @@ from server.report import controls, plots
 from server.report.page import document, figure_section, line, wide_table
 from server.report.summary import MAIN
 from simulations.compare.plan import Plan
-from simulations.compare.table import Found, Over, cells, heads, markdown, title, to_csv
+from simulations.compare.table import Found, Over, cells, heads, markdown, sweeping, title, to_csv, tuned
 from strategies.files import write_text
 
 SHOWN = ("base", "user_bias", "shared", MAIN)
@@ -22,7 +22,7 @@ NOTE = (
     "Means over seeds; users count alike, on their own test split. Kept: the share of the first line's gain over the base. Saved: nats "
     "per user against the first line, paired over users, one number for each seed. Per user: each user's differences are averaged over "
     "the seeds; then the median of what a user saves, the share of users who are better off, and Wilcoxon's signed-rank p over users, "
-    "corrected by Holm for all lines. Helped and harmed: users, against the shared adapter alone. Unseen users never trained; they have "
+    "corrected by Holm for all lines. Helped and harmed: users, against the shared adapter alone. Unseen users never trained and have "
     "the shared adapter. Bytes are per user and round. Epsilon: the largest of any user's ledger."
 )
 
@@ -35,6 +35,8 @@ def write(plan: Plan, lines: Sequence[Found], folder: Path) -> None:
 
 def render(plan: Plan, lines: Sequence[Found]) -> str:
     """The page as one string of HTML."""
+    ran = [*(["settings found", "on the validation split"] * bool(plan.sweep)), "scenarios, by seed"]
+    runs = [line([*map(html.escape, (*found["labels"].values(), *_tuned(found), " ".join(found["scenarios"])))]) for found in lines]
     rows = [line([html.escape(cell) for cell in (*found["labels"].values(), *cells(found, lines))]) for found in lines]
     body = [
         f"<h1>{html.escape(title(plan, lines))}</h1>",
@@ -42,8 +44,17 @@ def render(plan: Plan, lines: Sequence[Found]) -> str:
         figure_section("Loss by line", "Lower is better; bars reach from the lowest to the highest seed.", "loss", losses(lines)),
         figure_section("What privacy costs", "What is saved over the base, by epsilon; no noise stands at the right.", "epsilon",
                        by_epsilon(lines)),
+        f"<h2>What was run</h2>{_sweep(plan, lines)}{wide_table([*plan.axes, *ran], runs)}",
     ]  # fmt: skip
     return document(plan.name, "\n".join(body))
+
+
+def _sweep(plan: Plan, lines: Sequence[Found]) -> str:
+    return f'<p class="note">{html.escape(sweeping(plan, lines))} All trials: sweep.json.</p>' if plan.sweep else ""
+
+
+def _tuned(found: Found) -> list[str]:
+    return [tuned(found), f"{found['tuned'].value:.4f}"] if found["tuned"] else []
 
 
 def losses(lines: Sequence[Found]) -> go.Figure | None:

@@ -36,7 +36,7 @@ class Paired:
 
 def own_row(scenario: Scenario) -> str:
     """The row of what a user ends up with: the shared adapter and the user's own, or the one of both that the scheme has."""
-    scheme = schemes.build(scenario.scheme)
+    scheme = schemes.of(scenario)
     return (MAIN if "shared" in scheme.blocks else "local_only") if personal(scheme) else "shared"
 
 

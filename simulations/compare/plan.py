@@ -3,13 +3,14 @@
 A study file holds ``scenario`` (a name or a YAML file), ``overrides`` (settings of every run), ``seeds`` and ``axes``: a
 name for each axis, and for each of its values a label with the settings that it stands for; ``scenario=NAME`` among them begins with
 another scenario. Every label of one axis meets every label of the others. The first labels of all axes are the row that the others
-are held against. An axis ``privacy`` is what a page draws gains along.
+are held against. An axis ``privacy`` is what a page draws gains along. ``sweep`` (`simulations.compare.space`) names settings that are
+to be found for each row before it is run.
 """
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ import yaml
 
 from configs.errors import InputError, nearest
 from configs.scenario import HERE, Scenario, load, scenario_hash
+from simulations.compare import space
+from simulations.compare.space import Sweep
 
 STUDIES = HERE / "studies"
 BEGIN = "scenario="
-KEYS = ("name", "scenario", "overrides", "seeds", "axes")
+KEYS = ("name", "scenario", "overrides", "seeds", "axes", "sweep")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a label per axis, and a scenario per seed."""
+    """One line of the table: a label per axis, and a scenario per seed; ``settings`` upon the scenario ``begin`` make them."""
 
     labels: tuple[str, ...]
     scenarios: tuple[Scenario, ...]
+    begin: str
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Plan:
     axes: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
+    sweep: Sweep | None = None
 
     def runs(self) -> dict[str, Scenario]:
         """The scenarios by their hash: one that stands in several rows is run once."""
@@ -55,28 +61,54 @@ def read(source: str | Path, seeds: int = 0) -> Plan:
     chosen = _seeds(path, tree.get("seeds", [0, 1, 2]))
     if seeds > len(chosen):
         raise InputError(f"{path}: there are {len(chosen)} seeds, not {seeds}")
-    axes = _axes(path, tree.get("axes"))
+    axes, sweep = _axes(path, tree.get("axes")), space.read(str(path), tree.get("sweep"), chosen)
     scenario, common = str(tree.get("scenario", "movielens")), _settings(path, "overrides", tree.get("overrides", []))
     name, chosen = str(tree.get("name", path.stem)), chosen[: seeds or None]
     rows = []
     for labels in itertools.product(*axes.values()):
-        parts = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
-        settings = [*common, *itertools.chain(*parts)]
+        own = [*itertools.chain(*(axes[axis][label] for axis, label in zip(axes, labels, strict=True)))]
+        settings = [*common, *own]
         begin = [item.removeprefix(BEGIN) for item in settings if item.startswith(BEGIN)]
-        rest = [item for item in settings if not item.startswith(BEGIN)]
-        rows.append(Row(labels, tuple(_scenarios(path, name, [scenario, *begin][-1], rest, labels, chosen))))
-    return Plan(name, tuple(axes), chosen, tuple(rows))
+        rest = tuple(item for item in settings if not item.startswith(BEGIN))
+        with _told(path, labels):
+            rows.append(_row(name, labels, [scenario, *begin][-1], rest, chosen))
+            _refuse(sweep, rows[-1], own)
+    return Plan(name, tuple(axes), chosen, tuple(rows), sweep)
 
 
-def _scenarios(
-    path: Path, name: str, scenario: str, settings: list[str], labels: tuple[str, ...], seeds: tuple[int, ...]
-) -> Iterator[Scenario]:
+def fixed(plan: Plan, found: Sequence[Sequence[str]]) -> Plan:
+    """The study with settings that a sweep has found, a list of ``key=value`` for each row, after the row's own."""
+    rows = [
+        _row(plan.name, row.labels, row.begin, (*row.settings, *more), plan.seeds) for row, more in zip(plan.rows, found, strict=True)
+    ]
+    return replace(plan, rows=tuple(rows))
+
+
+def _row(name: str, labels: tuple[str, ...], begin: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> Row:
+    chosen = load(begin, settings)
+    return Row(labels, tuple(replace(chosen, seed=seed, name=name) for seed in seeds), begin, settings)
+
+
+def _refuse(sweep: Sweep | None, row: Row, own: Sequence[str]) -> None:
+    """Raise `InputError` where a sweep cannot be had of a row."""
+    if sweep is None:
+        return
+    for item in own:
+        if item.partition("=")[0] in sweep.settings:
+            raise InputError(f"{item} is an axis' own, and sweep.settings would overwrite it")
+    if row.scenarios[0].data.validation == 0:
+        raise InputError("a sweep judges by the validation split, and data.validation is 0")
+    for item in sweep.corners():
+        load(row.begin, [*row.settings, item])
+
+
+@contextmanager
+def _told(path: Path, labels: tuple[str, ...]) -> Iterator[None]:
+    """Name the file and the line in whatever is wrong with it."""
     try:
-        chosen = load(scenario, settings)
+        yield
     except InputError as error:
         raise InputError(f"{path}, {' / '.join(labels)}: {error}") from None
-    for seed in seeds:
-        yield dataclasses.replace(chosen, seed=seed, name=name)
 
 
 def _path(source: str | Path) -> Path:

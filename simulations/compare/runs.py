@@ -2,31 +2,32 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
 from configs.errors import InputError
 from configs.scenario import Scenario
-from simulations import folders, usage
+from simulations import folders, trackers, usage
 
 MEMORY = 6 << 30  # bytes that a run may take with the embedded model
 Done = Callable[[str, int, int], None]  # (what is done, how many are, of how many)
 
 
-def run(scenarios: Mapping[str, Scenario], folder: Path, jobs: int = 0, done: Done = lambda _what, _at, _of: None) -> dict[str, Path]:
+def run(scenarios: Mapping[str, Scenario], folder: Path, jobs: int = 0, done: Done = lambda _what, _at, _of: None,
+        track: Sequence[str] = ()) -> dict[str, Path]:  # fmt: skip
     """Run or resume each scenario in ``folder/<hash>``; returns where each is. What is finished is left as it is.
 
     ``jobs``: so many at a time; 0: one for each CPU, as memory allows. One at a time runs in this process. Bad input of one run stops
-    no other, and is raised at the end.
+    no other, and is raised at the end. ``track``: trackers that are told of each run's rounds.
     """
     places = {key: folder / key for key in scenarios}
     for key, scenario in scenarios.items():
         folders.refuse(scenario, places[key])
     left = [key for key in scenarios if not finished(places[key])]
     at, failed = len(scenarios) - len(left), {}
-    for key, error in _each({key: scenarios[key] for key in left}, places, min(jobs or usual_jobs(), len(left))):
+    for key, error in _each({key: scenarios[key] for key in left}, places, min(jobs or usual_jobs(), len(left)), track):
         if error is None:
             done(key, at := at + 1, len(scenarios))
         else:
@@ -47,24 +48,26 @@ def usual_jobs() -> int:
     return max(1, min(os.cpu_count() or 1, memory // MEMORY))
 
 
-def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: int) -> Iterator[tuple[str, InputError | None]]:
+def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: int,
+          track: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:  # fmt: skip
     """Run all, each with its share of the CPUs; yields what is done, in whatever order, with what was wrong with it."""
     if jobs <= 1:
-        yield from ((key, _one(scenario, places[key])) for key, scenario in scenarios.items())
+        yield from ((key, _one(scenario, places[key], track)) for key, scenario in scenarios.items())
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), usage.quiet) as pool:
         narrow = {key: replace(scenario, engine=replace(scenario.engine, threads=threads)) for key, scenario in scenarios.items()}
-        waiting = {pool.submit(_one, scenario, places[key]): key for key, scenario in narrow.items()}
+        waiting = {pool.submit(_one, scenario, places[key], track): key for key, scenario in narrow.items()}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
 
 
-def _one(scenario: Scenario, place: Path) -> InputError | None:
+def _one(scenario: Scenario, place: Path, track: Sequence[str]) -> InputError | None:
     from simulations.run import run as run_one
 
     try:
-        run_one(scenario, place)
+        with trackers.tracker(track, scenario, place) as observe:
+            run_one(scenario, place, observe)
     except InputError as error:
         return error
     return None

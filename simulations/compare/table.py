@@ -23,6 +23,8 @@ from server.report.summary import MAIN, summary_of
 from server.report.tables import differences
 from simulations.compare.paired import Paired, own_row, paired
 from simulations.compare.plan import Plan
+from simulations.compare.space import assigned
+from simulations.compare.sweep import Trial
 from strategies import metrics
 
 Found = dict[str, Any]
@@ -37,11 +39,11 @@ class Over:
     high: float
 
 
-def found(plan: Plan, places: Mapping[str, Path]) -> list[Found]:
+def found(plan: Plan, places: Mapping[str, Path], tuned: Sequence[Trial] = ()) -> list[Found]:
     """One mapping per line: ``labels``, ``budgets`` (the epsilon of each guarantee), ``scenarios`` (their hashes), ``rows`` (control ->
     nll, worst_decile and auc as `Over`), ``own`` (of these, what its users end up with), ``gain`` over the base, ``kept``, ``saved``,
     ``paired``, ``helped`` and ``harmed``, ``unseen`` (nll of users who never trained), ``epsilon`` (spent), ``kb_up`` and ``kb_down``
-    (per user and round), ``seconds``.
+    (per user and round), ``seconds``; ``tuned``: the trial of a sweep whose settings the line was run with.
 
     ``saved`` is against the first line, where both score the same examples: ``means`` of the nats per user, one for each seed, and
     ``wins`` and ``losses``, the seeds whose 95 % interval over users lies above and below zero. ``paired`` is the test over users
@@ -55,8 +57,9 @@ def found(plan: Plan, places: Mapping[str, Path]) -> list[Found]:
             "scenarios": [scenario_hash(scenario) for scenario in row.scenarios],
             **_line(of_line, runs[0]),
             "paired": test,
+            "tuned": best,
         }
-        for row, of_line, test in zip(plan.rows, runs, paired(runs), strict=True)
+        for row, of_line, test, best in zip(plan.rows, runs, paired(runs), tuned or [None] * len(runs), strict=True)
     ]
 
 
@@ -182,7 +185,8 @@ def markdown(plan: Plan, lines: Sequence[Found]) -> str:
     head = heads(lines)
     rows = [(*plan.axes, *head), (*(["---"] * len(plan.axes)), *(["--:"] * len(head)))]
     rows += [(*line["labels"].values(), *cells(line, lines)) for line in lines]
-    return "\n".join([f"{title(plan, lines)}:", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    below = ["", sweeping(plan, lines)] if plan.sweep else []
+    return "\n".join([f"{title(plan, lines)}:", "", *(f"| {' | '.join(row)} |" for row in rows), *below]) + "\n"
 
 
 def to_csv(plan: Plan, lines: Sequence[Found]) -> str:
@@ -203,6 +207,22 @@ def title(plan: Plan, lines: Sequence[Found]) -> str:
     return f"{plan.name}, seeds {', '.join(map(str, plan.seeds))}, {counts} users"
 
 
+def sweeping(plan: Plan, lines: Sequence[Found]) -> str:
+    """How a study's settings were found, in a sentence or two."""
+    sweep = plan.sweep
+    assert sweep
+    counted = " That choice read users' data; no epsilon counts it." if any(line["budgets"] for line in lines) else ""
+    found = "; ".join(f"{' / '.join(line['labels'].values())}: {tuned(line)}" for line in lines)
+    return (
+        f"Found for each line by {sweep.trials} trials on the validation split of seed {sweep.seed} ({sweep.metric}): {found}.{counted}"
+    )
+
+
+def tuned(line: Found) -> str:
+    """The settings that a sweep has found for a line."""
+    return ", ".join(assigned(name, value) for name, value in line["tuned"].settings.items())
+
+
 def _flat(line: Found) -> Iterator[tuple[str, Any]]:
     yield from line["labels"].items()
     for row, values in line["rows"].items():
@@ -217,6 +237,9 @@ def _flat(line: Found) -> Iterator[tuple[str, Any]]:
         yield from ((f"paired.{name}", value) for name, value in asdict(line["paired"]).items())
     for kind in ("budgets", "epsilon"):
         yield from ((f"{kind.removesuffix('s')}.{name}", epsilon) for name, epsilon in line[kind].items())
+    if line["tuned"]:
+        yield from ((f"tuned.{name}", value) for name, value in line["tuned"].settings.items())
+        yield "tuned.validation", line["tuned"].value
     yield "scenarios", " ".join(line["scenarios"])
 
 

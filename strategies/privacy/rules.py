@@ -93,7 +93,7 @@ def _apart(scenario: Scenario, scheme: Scheme) -> bool:
     """Whether every release is made before any private adapter exists."""
     never = all("shared" in (p.applies or scheme.blocks) and "private" not in (p.applies or scheme.blocks) for p in _sending(scheme))
     late = scenario.private_from == scenario.rounds and all(p.name in p.moves for p in scheme.phases)
-    return "shared" in scheme.blocks and (never or late)
+    return "shared" in scheme.blocks and ((never and "private" in scheme.blocks) or late)
 
 
 def _sending(scheme: Scheme) -> list[Phase]:
