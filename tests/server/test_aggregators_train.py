@@ -93,7 +93,7 @@ def prox(base: Base, data: Dataset, folder: Path, mu: float | None, epochs: int,
     options = {} if mu is None else {"mu": mu}
     how = replace(SGD, batch=8, epochs=epochs, lr=0.5)
     return sent(base, data, folder / f"{mu}-{epochs}-{scheme}", task, aggregator="fedit" if mu is None else "fedprox", scheme=scheme,
-                aggregator_options=options, shared_training=how)  # fmt: skip
+                aggregator_options=options, shared_training=how, private_training=how)  # fmt: skip
 
 
 def test_fedprox_adds_mu_times_the_way_from_what_was_received_to_the_gradient(base: Base, data: Dataset, tmp_path: Path) -> None:
