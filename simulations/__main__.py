@@ -194,10 +194,10 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="All that can be chosen, with flags and papers, as JSON.")] = False,
 ) -> None:
     """List the scenarios, and the names that a scenario may use: schemes, aggregators, adapters, data, controls."""
-    from simulations import listing
+    from simulations import catalogue, listing
 
     if as_json:
-        _say(listing.as_json())
+        _say(catalogue.as_json())
     else:
         _console().print(listing.listing())
 

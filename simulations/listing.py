@@ -1,16 +1,14 @@
 """What can be named in a scenario, read from the registries themselves."""
 
 import inspect
-import json
 from collections.abc import Callable, Iterator
-from typing import Any, get_args, get_type_hints
 
 from rich.table import Table
 from rich.text import Text
 
 from client.adapters import KINDS, prompt
 from client.data import SOURCES
-from configs.scenario import HERE, Privacy, UserLevel, load
+from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
@@ -51,35 +49,6 @@ def entries() -> Iterator[tuple[str, str, str]]:
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():
         yield "controls", name, meaning
-
-
-def as_json() -> str:
-    """Every aggregator, scheme, private kind, privacy mechanism and accountant with its flags and paper, as JSON."""
-    level, privacy = get_type_hints(UserLevel), get_type_hints(Privacy)
-    kinds = {name: kind.init for name, kind in KINDS.items()} | {"prompt": prompt.init_prompt}
-    tree = {
-        "aggregators": {
-            name: _plain(make()) | {"options": _defaults(make), "about": _about(make)} for name, make in AGGREGATORS.items()
-        },
-        "schemes": {name: _plain(make()) | {"options": _defaults(make), "about": _about(make)} for name, make in SCHEMES.items()},
-        "private_kinds": {name: {"about": _about(made)} for name, made in kinds.items()},
-        "mechanisms": list(get_args(level["mechanism"])),
-        "guarantees": list(get_args(privacy["guarantee"])),
-        "accountants": list(get_args(privacy["accountant"])),
-    }
-    return json.dumps(tree, indent=1)
-
-
-def _plain(found: Aggregator | Scheme) -> dict[str, Any]:
-    """The fields of an entry that are no functions; phases by what they move, factors by the first two rounds."""
-    fields = {name: value for name, value in found._asdict().items() if not callable(value) and name not in ("phases", "final")}
-    if isinstance(found, Aggregator):
-        return fields | {"phases": found.phases, "factors": [found.factors(1), found.factors(2)], "at_home": found.at_home is not None}
-    return fields | {"phases": [{"name": p.name, "moves": p.moves, "part": p.part, "applies": p.applies} for p in found.phases]}
-
-
-def _defaults(maker: Callable[..., object]) -> dict[str, float]:
-    return {option.name: option.default for option in inspect.signature(maker).parameters.values()}
 
 
 def flags(aggregator: Aggregator) -> list[str]:
