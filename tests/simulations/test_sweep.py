@@ -1,6 +1,7 @@
 """A sweep tries as often for each line, judges by the validation split alone, and goes on where it was stopped."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 
 from configs.errors import InputError
 from configs.scenario import Scenario
-from server.report.files import _ROUND  # pyright: ignore[reportPrivateUsage]
+from server.report.files import _ROUND, read_scenario  # pyright: ignore[reportPrivateUsage]
 from simulations.compare import plan, space, sweep
 from simulations.compare.paired import own_row
+from tests.simulations.command import call
+from tests.simulations.conftest import World
 from tests.simulations.test_compare import study
 
 GOOD, BAD = 0.01, 0.5
@@ -79,3 +82,60 @@ def test_a_sweep_that_makes_no_sense_is_one_sentence(tree: Any, said: str) -> No
     with pytest.raises(InputError) as error:
         space.read("small.yaml", tree, (0, 1))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_drawn_lies_in_its_range_with_the_digits_that_are_shown() -> None:
+    spaces = {"a": space.Range(0.0123456, 7.0, True), "n": space.Range(1, 4), "x": ("p", "q")}
+    wanted, trials = space.Sweep(spaces, 12, "auc"), list[sweep.Trial]()
+    for number in range(wanted.trials):
+        drawn = sweep.draw(wanted, trials, number)
+        assert 0.0123456 <= drawn["a"] <= 7.0 and drawn["n"] in range(1, 5) and isinstance(drawn["n"], int) and drawn["x"] in "pq"
+        assert float(f"{drawn['a']:.3g}") == drawn["a"] or drawn["a"] == 0.0123456
+        assert drawn == sweep.draw(wanted, trials, number), "the same again from the same trials"
+        trials.append(sweep.Trial(drawn, float("nan") if number == 2 else drawn["a"]))
+    assert sweep.best(wanted, trials).value == max(trial.settings["a"] for trial in trials if trial.value == trial.value)
+    assert len({str(trial.settings) for trial in trials}) > 6
+
+
+def test_a_study_with_a_sweep_is_run_with_what_was_found_and_says_so(world: World, tmp_path: Path) -> None:
+    settings = {"private.rank": [1, 2], "shared_training.lr": {"low": 0.001, "high": 0.1, "log": True}}
+    axes = {"privacy": {"E": "privacy=example"}}
+    path = study(tmp_path, world.settings, axes=axes, seeds=[0], sweep={"settings": settings, "trials": 2, "seed": 7})
+    answer = call("compare", path, "--out", tmp_path / "s", "--jobs", "1")
+    assert answer.code == 0, answer.err
+    (line,) = json.loads((tmp_path / "s" / "sweep.json").read_text())["lines"]
+    assert len(line["trials"]) == 2 and line["chosen"] == min(line["trials"], key=lambda trial: trial["nll"])["settings"]
+    for trial in (tmp_path / "s" / "sweep").iterdir():
+        assert read_scenario(trial).seed == 7 and "." not in (trial / "users.csv").read_text().partition("\n")[0], "no test score"
+    (scenario,), rate = map(read_scenario, (tmp_path / "s" / "runs").iterdir()), line["chosen"]["shared_training.lr"]
+    assert (scenario.private.rank, scenario.shared_training.lr) == (line["chosen"]["private.rank"], rate)
+    page, text = ((tmp_path / "s" / f"compare.{kind}").read_text() for kind in ("html", "md"))
+    assert f"shared_training.lr={rate}" in text and f"shared_training.lr={rate}" in page
+    assert "no epsilon counts it" in text and "no epsilon counts it" in page
+    stamps = {place: place.stat().st_mtime_ns for place in (tmp_path / "s").rglob("rounds.jsonl")}
+    assert call("compare", path, "--out", tmp_path / "s").code == 0
+    assert all(place.stat().st_mtime_ns == at for place, at in stamps.items()), "nothing is run again"
+
+
+def test_without_optuna_a_sweep_is_refused_and_a_study_without_one_is_not(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    answer = call("compare", study(tmp_path, sweep=SWEEP))
+    assert (answer.code, list(here.iterdir())) == (2, []) and "pip install optuna" in answer.err
+    assert len(plan.read(study(tmp_path)).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axes": {"lr": {"mine": "shared_training.lr=1"}}}, "mine: shared_training.lr=1 is an axis' own"),
+        ({"overrides": ["data.validation=0"]}, "a sweep judges by the validation split"),
+        ({"sweep": {"settings": {"shared_training.rl": [1]}}}, "unknown key 'shared_training.rl'"),
+        ({"sweep": {"settings": {"private.rank": {"low": 0, "high": 2}}}}, "private.rank must be at least 1, got 0"),
+    ],
+)
+def test_a_sweep_that_a_line_cannot_have_is_refused_when_the_study_is_read(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        plan.read(study(tmp_path, (), **{"sweep": SWEEP} | changes))
+    assert said in str(error.value)
