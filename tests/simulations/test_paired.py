@@ -78,8 +78,8 @@ def test_a_line_without_anything_private_is_held_against_with_what_its_users_hav
     shared = [run({"a": 1.5, "b": 1.5}, "shared_only")]
     found = paired([[run({"a": 1.0, "b": 1.0})], shared])[1]
     assert found and found.users == 2 and found.median == -0.5
-    rows = {scheme: own_row(load("movielens", [f"scheme={scheme}"])) for scheme in ("local_only", "fedsa", "dual")}
-    assert rows == {"local_only": "local_only", "fedsa": "shared_private", "dual": "shared_private"}
+    rows = {scheme: own_row(load("movielens", [f"scheme={scheme}"])) for scheme in ("local_only", "shared_only", "fedsa", "dual")}
+    assert rows == {"local_only": "local_only", "shared_only": "shared", "fedsa": "shared_private", "dual": "shared_private"}
 
 
 def test_what_cannot_be_compared_is_not_tested_and_counts_for_no_correction() -> None:
