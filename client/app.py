@@ -26,7 +26,6 @@ from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from client import ledgers, outgoing, own_noise, secure, secure_wire, wire
 from client.data.types import Splits
@@ -40,6 +39,7 @@ from strategies.base import Release
 from strategies.files import home
 from strategies.privacy import rules
 from strategies.privacy.noise import declared
+from strategies.sums import total
 
 app = ClientApp()
 
@@ -183,20 +183,6 @@ def mine(users: Mapping[str, Splits], node_config: Mapping[str, Any]) -> dict[st
     if not 0 <= first < step:
         raise InputError(f"node config: partition-id must be between 0 and num-partitions - 1 = {step - 1}, got {first}")
     return {user: users[user] for user in list(users)[first::step]}
-
-
-def total(releases: Iterable[Release]) -> list[Release]:
-    """The sum of releases, which is a release, added up in float64; nothing for nothing."""
-    update: dict[str, Tensor] = {}
-    metrics: dict[str, float] = {}
-    weight, users = 0.0, 0
-    for release in releases:
-        weight, users = weight + release.weight, users + release.users
-        for name, value in release.update.items():
-            update[name] = update[name] + value.double() if name in update else value.double()
-        for name, number in release.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + number
-    return [Release({n: v.float() for n, v in update.items()}, weight, users, metrics)] if users else []
 
 
 def _named(node_config: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """One user in a phase of local training: what the engine is given of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from client.data.types import Encoded
 from strategies.tree import State
@@ -16,5 +16,5 @@ class Learner:
     validation: Sequence[Encoded]
     key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
     noise: float = 0.0  # of a guarded phase: standard deviation of the noise over the bound of a unit's gradient
-    mask: State | None = None  # 1 or 0 for each number of moving tensors: what may move; a tensor that is not named may
-    anchor: State | None = None  # what the moving tensors are pulled to, where a phase says so
+    mask: State = field(default_factory=dict)  # 1 or 0 for each number of moving tensors: what may move; a tensor not named may
+    anchor: State = field(default_factory=dict)  # what the moving tensors are pulled to, where a phase says so

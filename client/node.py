@@ -52,11 +52,12 @@ class Node:
     """Users, their data and private adapters, and the engine that trains them."""
 
     def __init__(self, scenario: Scenario, base: bases.Base, dataset: Dataset, store: PrivateStore,
-                 purse: Purse | None = None, own: OwnNoise | None = None, rank: int = 0) -> None:  # fmt: skip
+                 purse: Purse | None = None, own: OwnNoise | None = None) -> None:  # fmt: skip
         """Put the adapters on the base. Without a ``purse`` a node trains nobody whose examples are to be protected; without its
-        ``own`` noise it releases nothing under the local mechanism. ``rank``: of the shared LoRA at most so many; 0: all.
+        ``own`` noise it releases nothing under the local mechanism.
         """
-        self.rank = rank
+        self.rank = 0  # of the shared LoRA a node carries at most so many; 0: all
+        self.masks: dict[int, State] = {}  # by rank, as they are asked for
         self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
@@ -201,12 +202,16 @@ class Node:
         key, validation = (self.scenario.seed, task.round, turn.user, phase.name), self.dataset.users[turn.user].validation
         moving = [k for k in state if self.split.moves(k, phase, task.round)] if phase.pull else []
         anchor = {k: state[twin(k)] if self.split.is_twin(k) else state[k] for k in moving}
-        return Learner(state, turn.train, validation, key, turn.noise, self._mask(turn.user) or None, anchor or None)
+        return Learner(state, turn.train, validation, key, turn.noise, self._mask(turn.user), anchor)
 
     def _mask(self, user: str) -> State:
         """Which numbers of the shared adapter, and of copies of it, a user has; empty: all."""
         rank = rank_of(self.scenario, user, self.rank)
-        return masks(self.start, ("shared", *self.split.scheme.twins), rank) if rank < self.scenario.shared.rank else {}
+        if rank >= self.scenario.shared.rank:
+            return {}
+        if rank not in self.masks:
+            self.masks[rank] = masks(self.start, ("shared", *self.split.scheme.twins), rank)
+        return self.masks[rank]
 
     def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
         """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round, between two units.
@@ -224,11 +229,10 @@ class Node:
     def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
         out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
-        seen = masked({k: received[k] for k in out}, self._mask(user))
+        seen = masked(received, self._mask(user))
         update = {self.split.name(k): (state[k] - seen[k]).cpu() for k in out}
         if update and (at_home := self.split.aggregator.at_home):
-            common = {self.split.name(k): v for k, v in received.items() if self.split.owner(k) == "shared"}
-            common = {n: v.cpu() for n, v in masked(common, {self.split.name(k): v for k, v in self._mask(user).items()}).items()}
+            common = {self.split.name(k): v.cpu() for k, v in seen.items() if self.split.owner(k) == "shared"}
             update = at_home(task.round, common, update)
         if self.split.aggregator.hetero_rank:
             update = narrowed(update, rank_of(self.scenario, user, self.rank))

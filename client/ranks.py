@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from configs.scenario import Scenario
+from strategies.lora import rank_axis
 from strategies.tree import State, generator
 
 
 def rank_of(scenario: Scenario, user: str, most: int = 0) -> int:
     """A user's rank, drawn by the seed from `shared_ranks`; ``most``: what the node allows, 0: any."""
-    among = scenario.shared_ranks or (scenario.shared.rank,)
-    drawn = among[int(torch.randint(len(among), (1,), generator=generator(scenario.seed, user, "rank")))]
-    return min(drawn, most) if most else drawn
+    rank, among = scenario.shared.rank, scenario.shared_ranks
+    if among:
+        rank = among[int(torch.randint(len(among), (1,), generator=generator(scenario.seed, user, "rank")))]
+    return min(rank, most) if most else rank
 
 
 def masks(state: State, blocks: tuple[str, ...], rank: int) -> State:
     """1 where a user of that rank has a number and 0 elsewhere, for the factors of these adapters: "block/name" -> like the tensor."""
-    factors = {key: value for key, value in state.items() if key.partition("/")[0] in blocks and ".lora_" in key}
-    return {key: _first(value, key, rank) for key, value in factors.items() if axis(key) is not None}
+    factors = {key: at for key in state if key.partition("/")[0] in blocks and (at := rank_axis(key)) is not None}
+    return {key: _first(state[key], at, rank) for key, at in factors.items()}
 
 
 def masked(state: State, mask: Mapping[str, Tensor]) -> State:
@@ -33,17 +35,10 @@ def masked(state: State, mask: Mapping[str, Tensor]) -> State:
 
 def narrowed(update: State, rank: int) -> State:
     """The first ranks of each factor: what is sent where an aggregator takes them."""
-    found = {name: axis(name) for name in update}
-    return {n: v if (at := found[n]) is None else v.narrow(at, 0, min(rank, v.shape[at])).clone() for n, v in update.items()}
+    return {n: v if (at := rank_axis(n)) is None else v.narrow(at, 0, min(rank, v.shape[at])).clone() for n, v in update.items()}
 
 
-def axis(name: str) -> int | None:
-    """Along which axis a tensor's ranks lie."""
-    return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
-
-
-def _first(value: Tensor, name: str, rank: int) -> Tensor:
-    mask, at = torch.zeros_like(value), axis(name)
-    assert at is not None
+def _first(value: Tensor, at: int, rank: int) -> Tensor:
+    mask = torch.zeros_like(value)
     mask.narrow(at, 0, min(rank, value.shape[at])).fill_(1)
     return mask

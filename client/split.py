@@ -66,8 +66,7 @@ class Split:
 
     def model(self, state: State) -> tuple[tuple[Layout, ...], State]:
         """The adapters that make up a user's own model, and their tensors, of all that the user has."""
-        applied = self.scheme.final.applies or self.scheme.blocks
-        return tuple(x for x in self.layouts if x.block in applied), self.scheme.final.view(state)
+        return tuple(x for x in self.layouts if self.scheme.final.applied(x.block)), self.scheme.final.view(state)
 
     def start(self) -> State:
         """Every tensor at its start."""
@@ -87,9 +86,9 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
     scheme = schemes.of(scenario)
     configs = {"shared": scenario.shared, "private": scenario.private}
     aggregator = aggregators.build(scenario.aggregator, scenario.aggregator_options)
-    mutable = {block: block == "shared" and "lora_delta" in aggregator.carried for block in scheme.blocks}
+    mutable = "lora_delta" in aggregator.carried
     own = [block for block in scheme.blocks if block not in scheme.twins]
-    layouts = tuple(layout(block, configs[block], base, scenario.seed, mutable[block]) for block in own)
+    layouts = tuple(layout(block, configs[block], base, scenario.seed, mutable and block == "shared") for block in own)
     spare = tuple(layout(slot(j), scenario.shared, base, scenario.seed) for j in range(1, scheme.clusters))
     return Split(twinned(layouts, scheme), scheme, aggregator, spare)
 

@@ -74,7 +74,7 @@ class Trainer:
         """Order "block/name" tensors (leading K or 1) the way a tower applies them; of a phase, those that it applies."""
         found = phase or self.phase
         seen = found.view(state) if found else state
-        applied = [x for x in self.layouts if not found or not found.applies or x.block in found.applies]
+        applied = [x for x in self.layouts if not found or found.applied(x.block)]
         return [(x, {n: seen[f"{x.block}/{n}"] for n in x.names()}) for x in applied]
 
     def _cohort(self, cohort: list[Learner], moves: Callable[[str], bool], local: Local, numbers: int,
@@ -96,8 +96,8 @@ class Trainer:
 
     def _pull(self, cohort: list[Learner]) -> Pull | None:
         """What the moving tensors are pulled to, and how strongly."""
-        anchors = [x.anchor for x in cohort if x.anchor is not None]
-        return Pull(Flat(stack(anchors)).theta_KP, self.phase.pull) if anchors and self.phase else None
+        strength = self.phase.pull if self.phase else 0.0
+        return Pull(Flat(stack([x.anchor for x in cohort])).theta_KP, strength) if strength else None
 
     def _epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
                budget: int, work: Work) -> None:  # fmt: skip
@@ -141,10 +141,10 @@ class Trainer:
 
 def _masks(cohort: Sequence[Learner], flat: Flat) -> Tensor | None:
     """Which of the moving numbers may move, [K, P]; None: all of them."""
-    if all(x.mask is None for x in cohort):
+    if not any(x.mask for x in cohort):
         return None
     ones = {n: v[0] for n, v in flat.views(torch.ones_like(flat.theta_KP[:1])).items()}
-    return Flat(stack([{n: (x.mask or {}).get(n, v) for n, v in ones.items()} for x in cohort])).theta_KP
+    return Flat(stack([{n: x.mask.get(n, v) for n, v in ones.items()} for x in cohort])).theta_KP
 
 
 class _Best:

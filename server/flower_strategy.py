@@ -69,7 +69,7 @@ class HomingStrategy(Strategy):
 
         memory = self.aggregator.init(self.shared) if self.memory is None else self.memory
         found = admitted(releases(self.asked, replies, self.runtime.failed), self.shared, self.scenario.max_release_norm, dropped,
-                         narrow=rounds.narrow(self.scenario))  # fmt: skip
+                         narrow=self.aggregator.hetero_rank)  # fmt: skip
         self.memory, shared = self.aggregator.apply(memory, self.shared, counted(found))
         said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared))}
         if sums["examples"]:

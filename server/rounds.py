@@ -16,7 +16,7 @@ from server.admission import admitted
 from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import participations, sample
-from strategies import aggregators, schemes
+from strategies import schemes
 from strategies.base import Aggregator, Release, Runtime, Task, personal
 from strategies.privacy.joint import bound, needed
 from strategies.tree import State, nbytes, norm, subtract
@@ -76,7 +76,7 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
            chosen: list[str]) -> Checkpoint:  # fmt: skip
     tally, clock = _Tally(), _Clock()
-    releases = admission_of(scenario, runtime, task, chosen, state.shared, tally)
+    releases = admission_of(scenario, runtime, task, chosen, state.shared, tally, aggregator.hetero_rank)
     memory, shared = aggregator.apply(state.memory, state.shared, clock.each("train", releases))
     clock.lap("aggregate")
     row = {
@@ -99,20 +99,15 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
 
 
 def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[str], shared: State,
-                 tally: "_Tally") -> Iterator[Release]:  # fmt: skip
-    """The round's releases that are in order, counted on their way."""
+                 tally: "_Tally", narrow: bool) -> Iterator[Release]:  # fmt: skip
+    """The round's releases that are in order, counted on their way; ``narrow``: they may have fewer ranks than the shared adapter."""
     limit = min(scenario.max_release_norm, task.bound * SLACK) if task.bound else scenario.max_release_norm
     uniform = scenario.privacy.of_users
     if scenario.privacy.secure:  # nodes have bounded what is in a secure sum, and its weight is what the plan says
         limit, uniform = inf, False
-    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow(scenario)):
+    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow):
         tally.add(release)
         yield release
-
-
-def narrow(scenario: Scenario) -> bool:
-    """Whether a release may have fewer ranks than the shared adapter."""
-    return aggregators.build(scenario.aggregator, scenario.aggregator_options).hetero_rank
 
 
 def averages(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:

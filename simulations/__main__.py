@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from click.exceptions import ClickException
-from rich.console import Console
 from rich.table import Table
 
 from configs.errors import InputError
@@ -18,7 +17,6 @@ from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
 from simulations.synthetic.command import synthetic
 
-WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 app = typer.Typer(
     cls=usage.Commands,
     help="Homing: federated personalization of language models. What is shared travels, what is yours stays home.",
@@ -104,11 +102,11 @@ def show(
     folders.scenario_of(folder)
     finished = (folder / "users.csv").exists()
     if finished:
-        _console().print(tables.controls_table(summarize(folder)))
+        usage.console().print(tables.controls_table(summarize(folder)))
     if rounds or not finished:
-        _console().print(tables.rounds_table(folder))
+        usage.console().print(tables.rounds_table(folder))
     if users:
-        _console().print(tables.users_table(folder, users))
+        usage.console().print(tables.users_table(folder, users))
     if not finished:
         _say(f"not finished; go on with: {_again(folder)}")
 
@@ -163,14 +161,14 @@ def compare(
         study = plans.read(what[0], seeds)
         place = out or Path("studies") / study.name
         trackers.refuse(track or [])
-        _console().print(command.compare(study, place, jobs, track or [], _say))
+        usage.console().print(command.compare(study, place, jobs, track or [], _say))
         _say(f"page: {place / 'compare.html'}\ntable: {place / 'compare.md'}, {place / 'compare.csv'}")
         return
     from server.report import tables
 
     for folder in what:
         folders.scenario_of(Path(folder))
-    _console().print(tables.compare_table(what))
+    usage.console().print(tables.compare_table(what))
 
 
 @app.command(epilog=usage.examples("export runs/demo-0a1b2c3d4e5f 405 --out user405"))
@@ -199,7 +197,7 @@ def list_(
     if as_json:
         _say(catalogue.as_json())
     else:
-        _console().print(listing.listing())
+        usage.console().print(listing.listing())
 
 
 @app.command(epilog=usage.examples("fetch"))
@@ -230,7 +228,7 @@ def bench(
         return
     busy = os.getloadavg()[0]
     found = suite.run(only, quick, lambda so_far: suite.write(so_far, out))
-    _console().print(suite.table(found, quick, busy))
+    usage.console().print(suite.table(found, quick, busy))
     _say(f"figures: {out}")
 
 
@@ -257,9 +255,9 @@ def study(
     folders.refuse(chosen, folder / f"seed-{every[0]}")
     trackers.refuse(track or [])
     found = studies.study(
-        chosen, every, folder, lambda seed, rounds: watch(_console(), f"{chosen.name}, seed {seed}", rounds, 0), track or ()
+        chosen, every, folder, lambda seed, rounds: watch(usage.console(), f"{chosen.name}, seed {seed}", rounds, 0), track or ()
     )
-    _console().print(studies.table(found))
+    usage.console().print(studies.table(found))
     _say(f"figures: {folder / 'study.json'}")
 
 
@@ -279,7 +277,7 @@ def audit(
     scenario, overrides = _or_default(scenario, overrides, "audit")
     usage.quiet()
     found = suite.run(load(scenario, overrides), quick, lambda so_far: suite.write(so_far, out))
-    _console().print(suite.table(found, quick))
+    usage.console().print(suite.table(found, quick))
     for sentence in (failed := list(suite.failures(found))):
         _say(f"failed: {sentence}")
     _say(f"figures: {out}")
@@ -304,7 +302,7 @@ def attack(
     usage.quiet()
     chosen = load(scenario, overrides)
     found = suite.run(chosen, open_world(chosen), lambda so_far: suite.write(so_far, out))
-    _console().print(suite.table(found))
+    usage.console().print(suite.table(found))
     _say(f"figures: {out}")
 
 
@@ -342,9 +340,9 @@ def _run_to_the_end(scenario: Scenario, folder: Path, track: Sequence[str]) -> N
     rounds, last = last_round(scenario), checkpoint.latest(folder)
     done = last.round if last else 0
     _say(f"{scenario.name}: {f'goes on after round {done} of {rounds}' if done else f'{rounds} rounds'}, in {folder}")
-    with watch(_console(), scenario.name, rounds, done) as observe, trackers.tracker(track, scenario, folder) as tell:
+    with watch(usage.console(), scenario.name, rounds, done) as observe, trackers.tracker(track, scenario, folder) as tell:
         page = run_scenario(scenario, folder, trackers.both(observe, tell))
-    _console().print(tables.controls_table(summarize(folder)))
+    usage.console().print(tables.controls_table(summarize(folder)))
     _say(f"report: {page}\nusers:  {folder / 'users.csv'}")
 
 
@@ -352,16 +350,9 @@ def _again(folder: Path) -> str:
     return f"{usage.PROGRAM} resume {shlex.quote(str(folder))}"
 
 
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    return console
-
-
 def _say(text: str) -> None:
     """Print as it is: no markup, no colours, no line breaks of our own."""
-    _console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    usage.console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _print(lines: Iterable[str | Table]) -> None:
@@ -369,7 +360,7 @@ def _print(lines: Iterable[str | Table]) -> None:
         if isinstance(line, str):
             _say(line)
         else:
-            _console().print(line)
+            usage.console().print(line)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from client import dpsgd
 from client.adapters import KINDS, prompt
+from simulations.listing import first_line
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator, Scheme
 from strategies.privacy import clipping, discrete, local, matrix, user_level
@@ -83,7 +84,7 @@ def plain(found: Any) -> Any:
 def _made(make: Callable[..., Aggregator | Scheme]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
-    return plain(make()) | {"options": options, "about": _about(_module(make))}
+    return plain(make()) | {"options": options, "about": first_line(make)}
 
 
 def _turns(aggregator: Aggregator) -> Entry:
@@ -94,11 +95,7 @@ def _turns(aggregator: Aggregator) -> Entry:
 def _described(*modules: ModuleType) -> Entry:
     """The first line about it, and the first paper that its files name; none where it is this project's own."""
     papers = [found.group(1) for module in modules if (found := ARXIV.search(module.__doc__ or ""))]
-    return {"about": _about(modules[0]), "paper": f"arXiv {papers[0]}" if papers else ""}
-
-
-def _about(module: ModuleType) -> str:
-    return (module.__doc__ or "").strip().partition("\n")[0].removesuffix(".")
+    return {"about": first_line(modules[0]), "paper": f"arXiv {papers[0]}" if papers else ""}
 
 
 def _module(made: object) -> ModuleType:

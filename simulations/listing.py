@@ -35,16 +35,16 @@ def entries() -> Iterator[tuple[str, str, str]]:
         chosen = load(path)
         yield "scenario", path.stem, f"{chosen.data.name}, {chosen.scheme}, {chosen.aggregator}, {chosen.rounds} rounds"
     for name, scheme in SCHEMES.items():
-        yield "scheme", name, _with(_about(scheme), scheme().paper) + _options("scheme_options", scheme)
+        yield "scheme", name, _with(first_line(scheme), scheme().paper) + _options("scheme_options", scheme)
     yield "scheme", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, aggregator in AGGREGATORS.items():
-        about = f"{_with(_about(aggregator), aggregator().paper)}; {', '.join(flags(aggregator()))}"
+        about = f"{_with(first_line(aggregator), aggregator().paper)}; {', '.join(flags(aggregator()))}"
         yield "aggregator", name, about + _options("aggregator_options", aggregator)
     yield "aggregator", f"{FLOWER}<Class>", f"a strategy of flwr.serverapp.strategy, e.g. {FLOWER}FedAdam, or an import path"
     yield "aggregator", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, kind in KINDS.items():
-        yield "private.kind", name, _about(kind.init)
-    yield "private.kind", "prompt", _about(prompt.init_prompt)
+        yield "private.kind", name, first_line(kind.init)
+    yield "private.kind", "prompt", first_line(prompt.init_prompt)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():
@@ -53,11 +53,16 @@ def entries() -> Iterator[tuple[str, str, str]]:
 
 def flags(aggregator: Aggregator) -> list[str]:
     """What an aggregator says of itself, in words: what is trained, then its capabilities."""
-    turns = [" and ".join(f.removeprefix("lora_") for f in aggregator.factors(number)) for number in (1, 2)]
     names = ("linear", "exact", "invariant", "individual", "mutates_base", "hetero_rank", "paired", "stateful")
     carried = [f"{factor.removeprefix('lora_')} by the server" for factor in aggregator.carried]
     exchanges = [f"{aggregator.phases} exchanges"] if aggregator.phases > 1 else []
-    return [" then ".join(dict.fromkeys(turns)), *carried, *exchanges, *(name for name in names if getattr(aggregator, name))]
+    return [trains(aggregator), *carried, *exchanges, *(name for name in names if getattr(aggregator, name))]
+
+
+def trains(aggregator: Aggregator) -> str:
+    """Which factors are trained, in odd rounds and then in even ones."""
+    turns = [" and ".join(f.removeprefix("lora_") for f in aggregator.factors(number)) for number in (1, 2)]
+    return " then ".join(dict.fromkeys(turns))
 
 
 def turns(scheme: Scheme) -> list[str]:
@@ -73,7 +78,7 @@ def _options(field: str, maker: Callable[..., object]) -> str:
     return f", {field}: {options}" if options else ""
 
 
-def _about(documented: object) -> str:
+def first_line(documented: object) -> str:
     """The first line of the file that defines it."""
     return (getattr(inspect.getmodule(documented), "__doc__", "") or "").strip().partition("\n")[0].removesuffix(".")
 

@@ -18,6 +18,7 @@ from configs.scenario import Scenario, scenario_hash
 from server.report import controls
 from server.report.files import write_text
 from server.report.summary import MAIN, summarize
+from server.report.tables import markdown_rows
 from server.rounds import Observer, last_round
 from simulations.run import run
 from simulations.trackers import both, tracker
@@ -81,9 +82,8 @@ def table(found: dict[str, Any]) -> Table:
 
 def markdown(found: dict[str, Any]) -> str:
     """The same table as Markdown."""
-    rows = [("", *HEADS), ("---", *(["--:"] * len(HEADS)))]
-    rows += [(f"**{controls.words(name)}**" if name == MAIN else controls.words(name), *cells) for name, cells in _lines(found)]
-    return "\n".join([f"{title(found)}:", "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    body = [(f"**{controls.words(name)}**" if name == MAIN else controls.words(name), *cells) for name, cells in _lines(found)]
+    return "\n".join([f"{title(found)}:", "", *markdown_rows(("", *HEADS), body, 1)]) + "\n"
 
 
 def title(found: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,11 +132,11 @@ def _mlflow(scenario: Scenario, _folder: Path) -> Tracker:
     mlflow.set_experiment(PROJECT)
     mlflow.start_run(run_name=label(scenario), tags={"study": scenario.name})
     mlflow.log_params(_config(scenario))
-    return Tracker(
-        lambda numbers, step: mlflow.log_metrics(numbers, step=step),
-        lambda numbers, step: mlflow.log_metrics(numbers, step=step),
-        lambda whole: mlflow.end_run("FINISHED" if whole else "KILLED"),
-    )
+
+    def log(numbers: Numbers, step: int) -> None:
+        mlflow.log_metrics(numbers, step=step)
+
+    return Tracker(log, log, lambda whole: mlflow.end_run("FINISHED" if whole else "KILLED"))
 
 
 def _wandb(scenario: Scenario, folder: Path) -> Tracker:
@@ -159,12 +158,11 @@ def _trackio(scenario: Scenario, _folder: Path) -> Tracker:
     run = trackio.init(
         project=PROJECT, name=label(scenario), group=scenario.name, resume="allow", config=_config(scenario), embed=False
     )
-    log = partial(_logged, run)
+
+    def log(numbers: Numbers, step: int) -> None:
+        run.log(numbers, step=step)
+
     return Tracker(log, log, lambda _whole: run.finish())
-
-
-def _logged(run: Any, numbers: Numbers, step: int) -> None:
-    run.log(numbers, step=step)
 
 
 def _config(scenario: Scenario) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from click.exceptions import ClickException, NoSuchOption
+from rich.console import Console
 from typer.core import TyperGroup
 
 from configs.checks import paths
@@ -11,6 +12,7 @@ from configs.errors import InputError, close, did_you_mean, nearest, unknown
 from configs.scenario import HERE, Scenario
 from simulations.folders import is_run
 
+WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 PROGRAM = "python -m simulations"
 DEFAULT = "demo"  # what is run where no scenario is named: it trains under a guarantee
 
@@ -29,6 +31,14 @@ class Commands(TyperGroup):
                 f"unknown command '{args[0]}'{did_you_mean(meant(args[0], list(self.commands)))}; see: {ctx.command_path} --help"
             )
         return super().resolve_command(ctx, args)
+
+
+def console() -> Console:
+    """Where the command line prints to."""
+    found = Console()
+    if not found.is_terminal:
+        found.width = WIDE
+    return found
 
 
 def quiet() -> None:

@@ -102,6 +102,10 @@ class Phase(NamedTuple):
     end: Callable[[State, State], State] = as_it_ended  # (before, after training) -> what the user has then
     pull: float = 0.0  # lambda of (lambda / 2) |theta - shared|^2: a copy of the shared adapter is held near what was received
 
+    def applied(self, block: str) -> bool:
+        """Whether one of the scheme's adapters is applied."""
+        return not self.applies or block in self.applies
+
 
 class Scheme(NamedTuple):
     """How the adapters are split between the federation and the user, and in which order they train."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from strategies.base import Release
-from strategies.tree import State, weighted_mean
+from strategies.tree import State, add, weighted_mean
 
 
 class Product(NamedTuple):
@@ -36,9 +36,14 @@ def unpaired(state: State) -> State:
     return {name: value for name, value in state.items() if name not in factors}
 
 
+def rank_axis(name: str) -> int | None:
+    """Along which axis a factor's ranks lie; None for what is no factor."""
+    return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+
+
 def fits(name: str, value: Tensor, like: Tensor, narrow: bool) -> bool:
     """Whether a release's tensor has the shared one's shape; ``narrow``: a factor may have fewer ranks."""
-    axis = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+    axis = rank_axis(name)
     if not narrow or axis is None or value.dim() != like.dim():
         return value.shape == like.shape
     return value.shape[1 - axis] == like.shape[1 - axis] and 1 <= value.shape[axis] <= like.shape[axis]
@@ -70,6 +75,16 @@ def mean_products(shared: State, releases: Iterable[Release],
 
     mean = weighted_mean(each())
     return {names: Product(product.b_OR / mass, product.a_RI) for names, product in found.items()}, mean
+
+
+def remade(shared: State, releases: Iterable[Release],
+           factors: Callable[[str, str, Product], tuple[Tensor, Tensor]]) -> tuple[State, dict[tuple[str, str], Product]]:  # fmt: skip
+    """The next shared adapter, every pair made by ``factors(b, a, mean product)`` and the rest averaged; and the products."""
+    products, mean = mean_products(shared, releases, unpaired)
+    after = add(shared, mean)
+    for (b, a), product in products.items():
+        after[b], after[a] = factors(b, a, product)
+    return after, products
 
 
 def delta(b: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,12 @@ def _column(run: Run) -> dict[str, Any]:
         "bytes_down": summary["bytes_down_per_user_round"],
         "seconds": sum(summary["seconds"].values()),
     }
+
+
+def markdown_rows(head: Sequence[str], body: Iterable[Sequence[str]], words: int) -> list[str]:
+    """A Markdown table's lines, of which the first ``words`` columns hold words and the others numbers."""
+    rule = ["---"] * words + ["--:"] * (len(head) - words)
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
 
 
 def against(run: Run, first: Run) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ class Trial:
 def refuse() -> None:
     """Raise `InputError` where Optuna is not installed."""
     try:
-        import optuna  # noqa: F401
+        import optuna  # noqa: F401 - whether it is there is all that is asked
     except ImportError:
         raise InputError("a study's sweep needs Optuna, which is not installed: pip install optuna") from None
 

@@ -20,7 +20,7 @@ from configs.scenario import Scenario, scenario_hash
 from server.report import controls
 from server.report.files import Run, read
 from server.report.summary import MAIN, summary_of
-from server.report.tables import differences
+from server.report.tables import differences, markdown_rows
 from simulations.compare.paired import Paired, own_row, paired
 from simulations.compare.plan import Plan
 from simulations.compare.space import assigned
@@ -182,11 +182,10 @@ def table(plan: Plan, lines: Sequence[Found]) -> Table:
 
 def markdown(plan: Plan, lines: Sequence[Found]) -> str:
     """The lines as Markdown."""
-    head = heads(lines)
-    rows = [(*plan.axes, *head), (*(["---"] * len(plan.axes)), *(["--:"] * len(head)))]
-    rows += [(*line["labels"].values(), *cells(line, lines)) for line in lines]
+    body = [(*line["labels"].values(), *cells(line, lines)) for line in lines]
     below = ["", sweeping(plan, lines)] if plan.sweep else []
-    return "\n".join([f"{title(plan, lines)}:", "", *(f"| {' | '.join(row)} |" for row in rows), *below]) + "\n"
+    table = markdown_rows((*plan.axes, *heads(lines)), body, len(plan.axes))
+    return "\n".join([f"{title(plan, lines)}:", "", *table, *below]) + "\n"
 
 
 def to_csv(plan: Plan, lines: Sequence[Found]) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+
+from simulations import usage
 
 
 def synthetic(
@@ -19,11 +19,13 @@ def synthetic(
     Error of aggregation and excess loss against rounds, skew, users, rank, sizes and an attacker; minutes, without any model. Theory's
     expectations are checked on the numbers, each with a control that must fail. Exit code 1 where one does not hold.
     """
+    from rich.progress import Progress
+
     from simulations.synthetic import expectations, page, suite, table
 
     suite.chosen(only)
     out.mkdir(parents=True, exist_ok=True)  # said now, not after minutes
-    console = Console(width=None if Console().is_terminal else 1000)
+    console = usage.console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("aggregators", total=None)
         found = suite.run(rounds, seeds, only, lambda name, at, of: bar.update(task, description=name, completed=at, total=of))

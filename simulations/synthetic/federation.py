@@ -14,16 +14,17 @@ K: users, O: outputs, I: inputs, R: rank.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from configs.scenario import Scenario
 from server.admission import admitted
 from simulations.synthetic.task import DELTA, A, B, Setting, Task, effective, mean, start, tail, task
 from strategies.base import Aggregator, Release, released
 from strategies.tree import State
 
-MAX_RELEASE_NORM = 1e4  # as of a scenario
 LOST = 1e3  # excess at which a federation has diverged, and ends
 HUGE = 1e6  # a number of a user's beyond which it has, too
 
@@ -46,11 +47,11 @@ def federate(aggregator: Aggregator, setting: Setting, seed: int, rounds: int) -
     memory, found = aggregator.init(shared), []
     for number in range(1, rounds + 1):
         factors, received = aggregator.factors(number), shared
-        ends = trained(world, setting, received, lambda name: released(name, factors), getattr(aggregator, "pull", 0.0))  # noqa: B023
+        ends = trained(world, setting, received, partial(released, factors=factors), aggregator.pull)
         if not max(float(end.abs().max()) for end in ends) < HUGE:
             break
         sent = list(releases(aggregator, setting, world, received, ends, number))
-        memory, shared = aggregator.apply(memory, received, admitted(iter(sent), received, MAX_RELEASE_NORM, Counter()))
+        memory, shared = aggregator.apply(memory, received, admitted(iter(sent), received, Scenario.max_release_norm, Counter()))
         found.append(measured(setting, world, received, sent, shared))
         if found[-1].excess > LOST:
             break

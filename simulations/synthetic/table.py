@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from server.report.tables import markdown_rows
+from simulations.listing import trains
 from simulations.synthetic.federation import LOST, Round
 from simulations.synthetic.suite import AXES, BASE, Found, Outcome, left_out, rounds_of, seeds_of, settings
 from strategies import aggregators
@@ -92,10 +94,9 @@ def heads() -> tuple[str, ...]:
 def cells(found: Found, name: str) -> tuple[str, ...]:
     """A line of it."""
     built, points = aggregators.build(name, {}), settings()
-    turns = dict.fromkeys(" and ".join(f.removeprefix("lora_") for f in built.factors(number)) for number in (1, 2))
     return (
         name,
-        " then ".join(turns),
+        trains(built),
         "yes" if built.exact else "",
         *(_spread(over(found[name, BASE], measure)) for measure in MEASURES),
         number(over(found[name, points["uneven", 1.0]], "error")["mean"]),
@@ -106,15 +107,15 @@ def cells(found: Found, name: str) -> tuple[str, ...]:
 def markdown(found: Found, verdicts: Sequence[Mapping[str, Any]]) -> str:
     """All tables as Markdown."""
     parts = [f"{title(found)}; users {BASE.users}, rank {BASE.rank}, skew {BASE.skew} where nothing else is said:", ""]
-    parts += _rows(heads(), (cells(found, name) for name in names(found)), 3)
+    parts += markdown_rows(heads(), (cells(found, name) for name in names(found)), 3)
     for measure in MEASURES:
         columns = [(axis, at) for axis in ("skew", "users", "rank") for at in AXES[axis][1]]
         body = ((name, *(number(over(found[name, settings()[c]], measure)["mean"]) for c in columns)) for name in names(found))
         parts += ["", f"{WORDS[measure]}; means over seeds:", ""]
-        parts += _rows(("aggregator", *(f"{axis} {at:g}" for axis, at in columns)), body, 1)
+        parts += markdown_rows(("aggregator", *(f"{axis} {at:g}" for axis, at in columns)), body, 1)
     parts += ["", "What theory says, and whether the numbers do; the control is the same check where it must fail:", ""]
     said = ((v["name"], v["reason"], v["source"], SEEN[v["holds"]], SEEN[v["control"]], str(v["checks"])) for v in verdicts)
-    parts += _rows(("expectation", "because", "source", "holds", "control fails", "checks"), said, 5)
+    parts += markdown_rows(("expectation", "because", "source", "holds", "control fails", "checks"), said, 5)
     parts += ["", *(f"Left out: `{name}`: {reason}." for name, reason in left_out().items())]
     return "\n".join(parts) + "\n"
 
@@ -128,8 +129,3 @@ def number(value: float) -> str:
 
 def _spread(measured: Mapping[str, float]) -> str:
     return f"{number(measured['mean'])} ({number(measured['low'])} to {number(measured['high'])})"
-
-
-def _rows(head: Sequence[str], body: Iterator[tuple[str, ...]], words: int) -> list[str]:
-    rule = ["---"] * words + ["--:"] * (len(head) - words)
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from strategies.aggregators.fedit import both
 from strategies.base import Aggregator, Release
-from strategies.lora import Product, mean_products, padded, svd, unpaired
+from strategies.lora import Product, padded, remade, svd
 from strategies.options import within
-from strategies.tree import State, add, generator
+from strategies.tree import State, generator
 
 
 def fedask(over: float = 2) -> Aggregator:
@@ -27,14 +27,13 @@ def fedask(over: float = 2) -> Aggregator:
     width = int(within("over", over, 0, 1024))
 
     def apply(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
-        products, mean = mean_products(shared, releases, unpaired)
-        after = add(shared, mean)
-        for (b, a), product in products.items():
+        def factors(b: str, a: str, product: Product) -> tuple[Tensor, Tensor]:
             u, s, v = svd(sketched(product, omega(b, shared[a], width)))
             rank = min(len(s), len(shared[a]))
             root = s[:rank].sqrt()
-            after[b], after[a] = padded(u[:, :rank] * root, shared[b]), padded(root[:, None] * v[:rank], shared[a])
-        return memory, after
+            return padded(u[:, :rank] * root, shared[b]), padded(root[:, None] * v[:rank], shared[a])
+
+        return memory, remade(shared, releases, factors)[0]
 
     return Aggregator(lambda _: {}, apply, both, linear=False, paper="arXiv 2507.09990", invariant=True, individual=True,
                       hetero_rank=True, paired=True)  # fmt: skip

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from strategies.aggregators.fedit import both
 from strategies.base import Aggregator, Release
-from strategies.lora import beside, factored, mean_products, svd, unpaired
-from strategies.tree import State, add
+from strategies.lora import beside, factored, remade, svd
+from strategies.tree import State
 
 
 def fedmomentum() -> Aggregator:
@@ -24,8 +24,5 @@ def fedmomentum() -> Aggregator:
 
 def split(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
     """Stream the releases into one product a module, and part it; what is no pair of factors is averaged."""
-    products, mean = mean_products(shared, releases, unpaired)
-    after = add(shared, mean)
-    for (b, a), product in products.items():
-        after[b], after[a] = factored(svd(product), shared[b], shared[a])
+    after, products = remade(shared, releases, lambda b, a, product: factored(svd(product), shared[b], shared[a]))
     return memory, after | beside(shared, after, products)

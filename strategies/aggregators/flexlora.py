@@ -12,8 +12,8 @@ ranks than the shared adapter, at the same scale alpha / rank.
 from collections.abc import Iterable
 
 from strategies.base import Aggregator, Release
-from strategies.lora import factored, mean_products, svd, unpaired
-from strategies.tree import State, add
+from strategies.lora import factored, remade, svd
+from strategies.tree import State
 
 
 def flexlora() -> Aggregator:
@@ -24,8 +24,4 @@ def flexlora() -> Aggregator:
 
 def mean_of_products(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
     """Stream the releases into one product a module, and decompose it; what is no pair of factors is averaged."""
-    products, mean = mean_products(shared, releases, unpaired)
-    after = add(shared, mean)
-    for (b, a), product in products.items():
-        after[b], after[a] = factored(svd(product), shared[b], shared[a])
-    return memory, after
+    return memory, remade(shared, releases, lambda b, a, product: factored(svd(product), shared[b], shared[a]))[0]

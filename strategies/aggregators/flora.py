@@ -17,8 +17,8 @@ from torch import Tensor
 
 from strategies.aggregators.fedit import both
 from strategies.base import Aggregator, Release
-from strategies.lora import beside, mean_products, unpaired
-from strategies.tree import State, add, generator
+from strategies.lora import beside, remade
+from strategies.tree import State, generator
 
 
 def flora() -> Aggregator:
@@ -29,10 +29,7 @@ def flora() -> Aggregator:
 
 def stack(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
     """Stream the releases into one product a module, which goes into its delta; what is no pair of factors is averaged."""
-    products, mean = mean_products(shared, releases, unpaired)
-    after = add(shared, mean)
-    for b, a in products:
-        after |= {b: torch.zeros_like(shared[b]), a: fresh(shared[a], a)}
+    after, products = remade(shared, releases, lambda b, a, _: (torch.zeros_like(shared[b]), fresh(shared[a], a)))
     return memory, after | beside(shared, after, products)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
-from strategies.base import Phase, Scheme, personal
+from strategies.base import Scheme, personal
 from strategies.privacy import accounting, budget
 
 
@@ -91,14 +91,10 @@ def _uncovered(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
 
 def _apart(scenario: Scenario, scheme: Scheme) -> bool:
     """Whether every release is made before any private adapter exists."""
-    never = all("shared" in (p.applies or scheme.blocks) and "private" not in (p.applies or scheme.blocks) for p in _sending(scheme))
+    sending = [phase for phase in scheme.phases if phase.name == "shared"]
+    never = "private" in scheme.blocks and all(p.applied("shared") and not p.applied("private") for p in sending)
     late = scenario.private_from == scenario.rounds and all(p.name in p.moves for p in scheme.phases)
-    return "shared" in scheme.blocks and ((never and "private" in scheme.blocks) or late)
-
-
-def _sending(scheme: Scheme) -> list[Phase]:
-    """The phases whose outcome is released."""
-    return [phase for phase in scheme.phases if phase.name == "shared"]
+    return "shared" in scheme.blocks and (never or late)
 
 
 def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:

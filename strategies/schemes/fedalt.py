@@ -17,13 +17,13 @@ from strategies.tree import State
 
 def fedalt() -> Scheme:
     """The rest is frozen; a user's adapter is sent, and so is no secret."""
-    apart: dict[str, object] = {"applies": ("private", "rest"), "view": _gated}
+    own = Phase("private", ("private",), applies=("private", "rest"), view=_gated)
     return Scheme(
         ("shared", "private", "rest"),
         _owner,
-        (Phase("shared", ("private",), begin=_rest_of_world, end=sent, **apart),),  # type: ignore[arg-type]
+        (own._replace(name="shared", begin=_rest_of_world, end=sent),),
         "arXiv 2503.11880",
-        Phase("private", ("private",), **apart),  # type: ignore[arg-type]
+        own,
         twins=("private", "rest"),
         own=(("gate", 0.0),),
         needs=(("private_from", 0), ("users_per_round", 0), ("weights", "uniform"), ("aggregator", "fedit")),

@@ -18,7 +18,8 @@ from torch import Tensor
 from strategies.base import Aggregator, Owner, Phase, Release, Scheme, Task
 from strategies.options import within
 from strategies.schemes.copies import mixed, of, put
-from strategies.tree import State, add
+from strategies.sums import total
+from strategies.tree import State
 
 MEMBERS = "cluster/members"  # [k], zero at the server
 CHOICE = "private/cluster"  # [1], which cluster a user is in
@@ -52,7 +53,8 @@ def by_cluster(inner: Aggregator, clusters: int) -> Aggregator:
         return {f"{j}:{n}": v for j in range(clusters) for n, v in inner.init(_slot_of(shared, j)).items()}
 
     def apply(memory: State, shared: State, releases: Iterable[Release]) -> tuple[State, State]:
-        found = _total(releases) if inner.linear else [r for r in releases if r.update]
+        full = (release for release in releases if release.update)
+        found = total(full) if inner.linear else [*full]
         kept, after = {}, {MEMBERS: shared[MEMBERS]}
         for j in range(clusters):
             own = {n.removeprefix(f"{j}:"): v for n, v in memory.items() if n.startswith(f"{j}:")}
@@ -102,10 +104,3 @@ def _slot_of(state: State, cluster: int) -> State:
 def _part(release: Release, cluster: int) -> Release:
     mass: Tensor = release.update[MEMBERS][cluster]
     return replace(release, update=_slot_of(release.update, cluster), weight=float(mass))
-
-
-def _total(releases: Iterable[Release]) -> list[Release]:
-    total: State = {}
-    for release in releases:
-        total = add({n: v.double() for n, v in release.update.items()}, total) if total else dict(release.update)
-    return [Release(total, float(total[MEMBERS].sum()))] if total else []
