@@ -168,7 +168,7 @@ class Node:
     def _silent(self, task: Task, received: State, users: Sequence[str]) -> Iterator[Release]:
         """What users send who have nothing to say: noise, where it is their own, so that nobody can tell."""
         for user in users if self._own_noise() and "shared" in task.turns else ():
-            yield self._guarded(task, user, self._release(task, user, received, received, {}))
+            yield self._guarded(task, user, self._release(task, user, masked(received, self._mask(user)), received, {}))
 
     def _guarded(self, task: Task, user: str, release: Release) -> Release:
         """The release as guarantee U lets it out."""

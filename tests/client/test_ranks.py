@@ -9,7 +9,7 @@ import torch
 
 from client.ranks import rank_of
 from configs.errors import InputError
-from configs.scenario import Local, Privacy, Scenario
+from configs.scenario import Local, Privacy, Scenario, UserLevel
 from server.admission import admitted
 from strategies import aggregators
 from strategies.base import Release, Task
@@ -109,3 +109,31 @@ def test_a_release_has_fewer_ranks_only_where_that_is_said_and_in_both_factors()
 def test_impossible_ranks_are_refused(settings: Any) -> None:
     with pytest.raises(InputError, match="shared_ranks must be"):
         Scenario(**settings)
+
+
+def test_who_has_nothing_to_say_and_fewer_ranks_sends_zeros_before_the_noise(nodes: Nodes) -> None:
+    """A user whose budget is spent is to look like any other: nothing but noise may be in the release."""
+    privacy = Privacy("both", user=UserLevel(mechanism="local"))
+    with nodes("shared_only", privacy=privacy, purse=_Spent(1.0, 1.0), **ONE) as node:
+        node.own = _Bare()
+        releases = list(node.train(Task(1, begun(node), participations=1), node.users()))
+    assert len(releases) == 2
+    assert all(r.update and not any(bool(v.any()) for v in r.update.values()) for r in releases)
+
+
+class _Spent(Free):
+    """A purse with nothing left for anybody."""
+
+    def book(self, _round: int, _scheme: object, costs: Any) -> frozenset[str]:
+        assert costs
+        return frozenset()
+
+
+class _Bare:
+    """Noise of a user's own that is none."""
+
+    def book(self, _task: Task, users: Any) -> frozenset[str]:
+        return frozenset(users)
+
+    def noised(self, release: Release, _task: Task, _user: str) -> Release:
+        return release
