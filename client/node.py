@@ -129,7 +129,18 @@ class Node:
         """The turns of a round. One that is alone in it sees all of a user's examples."""
         scheme = self.split.scheme
         found = [scheme.final] if "final" in task.turns else [p for p in scheme.phases if p.name in task.turns]
+        if task.turns == ("shared",):
+            found = [self._without_private(phase, task.round) for phase in found]
         return found if len(found) > 1 else [p._replace(part="all") for p in found]
+
+    def _without_private(self, phase: Phase, round_: int) -> Phase:
+        """A phase before private adapters have their first turn: they are not applied, unless the phase moves some of theirs.
+
+        Every kind but a soft prompt begins as no change, so that this says something of soft prompts alone.
+        """
+        if any(k.startswith("private/") and self.split.moves(k, phase, round_) for k in self.start):
+            return phase
+        return phase._replace(applies=tuple(b for b in phase.applies or self.split.scheme.blocks if b != "private"))
 
     def _booked(self, task: Task, phases: Sequence[Phase],
                 parts: Mapping[str, Sequence[Sequence[Encoded]]]) -> tuple[list[str], Noises]:  # fmt: skip

@@ -55,7 +55,7 @@ def token_budget(tower: Tower, engine: Engine, numbers: int, batch: int) -> int:
         return engine.tokens_per_pass
     config = tower.base.model.config
     width = config.hidden_size * 14 + getattr(config, "intermediate_size", 4 * config.hidden_size) * 5
-    per_token = width * (len(tower.base.layers) - tower.entry) * tower.base.model.dtype.itemsize
+    per_token = width * tower.depth() * tower.base.model.dtype.itemsize
     per_user = numbers * 4 * 4  # theta, gradient and two moments in float32
     return max(1, min(engine.tokens_per_pass, engine.memory_mb * 2**20 // (per_token + per_user // batch)))
 

@@ -2,7 +2,7 @@
 
 Four ways in, each exact; the constructor tries the fastest that applies and checks it against a plain forward:
 
-* ``ids``     the whole model (an adapter on every layer, or a soft prompt);
+* ``ids``     the whole model (an adapter on every layer; with a soft prompt it is always this);
 * ``hidden``  hidden states at the lowest adapted layer are cached; only the layers from there on are computed;
 * ``keys``    only the top layer is adapted and its keys and values do not depend on it: these are cached too, and only the
               positions that predict something are computed. A choice after a prompt of 20 tokens then costs one token.
@@ -72,7 +72,9 @@ class Tower:
         self.base, self.decoder = base, base.model.base_model
         self.tokens_per_pass = engine.tokens_per_pass
         self.parts: dict[str, list[Part]] = {}
-        self.entry = 0 if not layouts or has_prompt(tuple(layouts)) else max(min(x.lowest for x in layouts), 0)
+        plain = [x for x in layouts if not has_prompt((x,))]
+        self.prompted = len(plain) < len(layouts)  # a pass without the soft prompt goes as if there were none
+        self.entry = max(min((x.lowest for x in plain), default=0), 0)
         self.skipping = False
         self.injected: Tensor | None = None
         self.seen: Tensor | None = None
@@ -84,7 +86,7 @@ class Tower:
         self._patch_layers(engine.checkpointing)
         self.cache = ActivationCache(0)
         self.last: tuple[tuple[Encoded, ...], Rows, Entry] | None = None
-        self.way: Way = self._choose(layouts)
+        self.way: Way = self._choose(plain)
         self.cache = open_cache(engine.cache, engine.cache_mb, base.model, f"{self.way}-{self.entry}")
 
     def close(self) -> None:
@@ -97,11 +99,13 @@ class Tower:
     # ------------------------------------------------------------------ a pass
     def __call__(self, examples: Sequence[Encoded], blocks: Blocks) -> Predicting:
         """Run examples (sorted by user, the same number for each) through the model with the users' adapters."""
-        rows, cached = self._batch(examples)
         soft = next((state[PROMPT].flatten(0, -3) for _, state in blocks if PROMPT in state), None)
-        with self._bound(blocks):
-            if soft is not None:
+        if soft is not None:
+            rows = pad(examples).to(self.base.device)
+            with self._bound(blocks):
                 return self._pick(self._forward_soft(rows, soft), rows, shift=soft.shape[1])
+        rows, cached = self._batch(examples)
+        with self._bound(blocks):
             if self.way == "ids":
                 return self._pick(self._forward(input_ids=rows.ids_NT), rows)
             if self.way == "hidden":
@@ -119,8 +123,12 @@ class Tower:
         return self.last[1:]
 
     def positions(self, example: Encoded) -> int:
-        """How many positions of an example are computed with adapters: what a planner counts."""
-        return example.length - example.start + 1 if self.way in ("keys", "tail") else example.length
+        """How many positions of an example are computed with adapters, at most: what a planner counts."""
+        return example.length - example.start + 1 if self.way in ("keys", "tail") and not self.prompted else example.length
+
+    def depth(self) -> int:
+        """How many layers a pass goes through with adapters, at most."""
+        return len(self.base.layers) - (0 if self.prompted else self.entry)
 
     def warm(self, examples: Sequence[Encoded]) -> None:
         """Fill the cache for these examples, in order of length, in passes of the token budget."""
@@ -274,7 +282,7 @@ class Tower:
 
     def _patch_layers(self, recompute: bool) -> None:
         for index, (layer, original) in enumerate(zip(self.base.layers, self.originals, strict=True)):
-            above = self._checkpointed(original) if recompute and index >= self.entry else original
+            above = self._checkpointed(original) if recompute and (self.prompted or index >= self.entry) else original
             layer.forward = self._skippable(above, index)
 
     def _skippable(self, original: Callable[..., Any], index: int) -> Callable[..., Any]:
@@ -303,7 +311,7 @@ class Tower:
     @torch.no_grad()
     def _choose(self, layouts: Sequence[Layout]) -> Way:
         """The fastest way in that gives what a plain forward gives, with strong random adapters on two odd sequences."""
-        if not layouts or self.entry == 0 or has_prompt(tuple(layouts)):
+        if not layouts or self.entry == 0:
             return "ids"
         probe = [_probe(7), _probe(11)]
         noise = torch.Generator().manual_seed(0)

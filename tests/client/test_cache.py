@@ -1,11 +1,13 @@
 """The three ways into the frozen stack say the same, and no cache changes a result."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from client.adapters.layout import Layout, layout
@@ -261,3 +263,34 @@ def test_close_leaves_the_base_as_it_was(any_base: Base, texts: Texts, layers: i
     assert hooks == left
     assert all(torch.equal(v, weights[n]) for n, v in any_base.model.state_dict().items())
     assert not any(p.requires_grad for p in any_base.model.parameters())
+
+
+def test_a_pass_without_the_soft_prompt_is_cached_and_one_with_it_is_not(any_base: Base, texts: Texts) -> None:
+    block, soft = block_of(any_base), layout("private", Adapter(kind="prompt", tokens=2), any_base, 0)
+    soft = replace(soft, block="soft")
+    rows, one = texts(0, 2), [(block, stack([loud(block, u) for u in range(2)]))]
+    both = [(soft, stack([loud(soft, u) for u in range(2)])), *one]
+
+    def passed(way: Way | None, blocks: Any) -> Tensor:
+        tower = Tower(any_base, (soft, block), Engine())
+        try:
+            assert tower.way != "ids"
+            tower.way, tower.cache = way or tower.way, ActivationCache(2**20)
+            tower(rows, [])
+            assert bool(tower.cache.entries) is (way is None)
+            tower.cache.get = None if blocks is both else tower.cache.get  # type: ignore[assignment, method-assign] - nobody may ask
+            return tower(rows, blocks).hidden_MD
+        finally:
+            tower.close()
+
+    for blocks in (one, both):
+        torch.testing.assert_close(passed(None, blocks), passed("ids", blocks))
+    assert not torch.allclose(passed(None, one), passed(None, both))
+
+
+def test_a_planner_counts_all_of_a_text_where_a_soft_prompt_may_come_before_it(base: Base) -> None:
+    block, soft = block_of(base), replace(layout("private", Adapter(kind="prompt"), base, 0), block="soft")
+    for layouts, positions, depth in (((block,), 1, 1), ((soft, block), 12, len(base.layers))):
+        tower = Tower(base, layouts, Engine())
+        tower.close()
+        assert (tower.positions(Encoded(torch.arange(12), 12, -1, 0)), tower.depth()) == (positions, depth)

@@ -8,7 +8,7 @@ import torch
 
 from client import peft_io
 from client.base import Base
-from configs.scenario import ExampleLevel, Privacy
+from configs.scenario import Adapter, ExampleLevel, Privacy
 from strategies.base import Task
 from strategies.schemes import SCHEMES
 from strategies.schemes.ifca import MEMBERS
@@ -117,3 +117,15 @@ def test_a_copy_that_is_sent_trains_what_is_sent_of_it(nodes: Nodes, name: str) 
             own = {n: v for n, v in kept(node).items() if n.startswith("private/") and ".lora_" in n}
             still = {n for n, v in own.items() if torch.equal(v, before[n] if name != "pfedme" else shared[n.removeprefix("private/")])}
             assert still == {n for n in own if factor not in n}
+
+
+def test_before_its_first_turn_a_private_soft_prompt_has_no_part_in_training(nodes: Nodes) -> None:
+    prompt, found = Adapter(kind="prompt", tokens=3), {}
+    for name, turns in (("dual", ("shared",)), ("shared_only", ("shared",)), ("dual", ("shared", "private"))):
+        with nodes(name, private=prompt) as node:
+            task = Task(1, begun(node), turns, cohort=2)
+            found[name, turns] = [r.update for r in node.train(task, node.users())]
+            assert bool(kept(node)) is ("private" in turns)
+    waiting, alone, both = found.values()
+    assert all(torch.equal(v, b[n]) for a, b in zip(waiting, alone, strict=True) for n, v in a.items())
+    assert moved(waiting[0], both[0]) > 0, "the test itself: an applied prompt must make other gradients"
