@@ -15,6 +15,7 @@ from client import base as bases
 from client import wire
 from client.split import split
 from configs.errors import InputError
+from configs.home import home
 from configs.scenario import Scenario, label, scenario_hash
 from server import aggregation, checkpoint, rounds
 from server.finish import finish
@@ -22,7 +23,7 @@ from server.grid import GridRuntime
 from server.joint import PLAN, Joint, kept
 from server.secure_grid import SecureGridRuntime
 from strategies.base import Aggregator, Task
-from strategies.files import home, write_text
+from strategies.files import write_text
 from strategies.privacy import rules
 from strategies.privacy.joint import needed
 from strategies.privacy.ledger import JOINT

@@ -32,11 +32,6 @@ def read_state(path: Path) -> State:
     return load_file(path)
 
 
-def home() -> Path:
-    """Where runs and nodes keep what must outlive them: ``$HOMING_HOME``, else ``~/.local/share/homing``."""
-    return Path(os.environ.get("HOMING_HOME") or Path.home() / ".local" / "share" / "homing")
-
-
 def _settle(scratch: Path, path: Path) -> None:
     with scratch.open("rb") as file:
         os.fsync(file.fileno())

@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("configs", "strategies", "client", "server", "simulations")
 FLOWER = {
+    "client/answers.py",
     "client/app.py",
     "client/masking.py",
     "client/outgoing.py",
+    "client/resident.py",
     "client/secure_wire.py",
     "client/wire.py",
     "server/app.py",

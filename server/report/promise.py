@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from configs.home import home
 from configs.scenario import Privacy, Scenario
 from server.report.guarantees import SIMULATED, listed, words
-from strategies.files import home
 from strategies.privacy.accounting import epsilons
 from strategies.privacy.joint import needed
 from strategies.privacy.ledger import JOINT, LEDGER, Booking, Ledger

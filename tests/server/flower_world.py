@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto  # type: ignore[attr-defined]
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app
+from client.answers import app
 from client.node import Node, open_node
 from configs.scenario import Scenario, load
 from server import aggregation, rounds
@@ -44,9 +45,12 @@ def scenario_of(overrides: str) -> Scenario:
 
 
 class LocalGrid(Grid):
-    """Nodes of `client.app` in this process. What a message holds passes through Flower's own serialization, both ways."""
+    """Nodes of `client.answers` in this process. What a message holds passes through Flower's own serialization, both ways."""
 
-    def __init__(self, overrides: str, kept: Iterable[Mapping[str, Any]] = tuple(KEPT), run_id: int = RUN) -> None:
+    def __init__(
+        self, overrides: str, kept: Iterable[Mapping[str, Any]] = tuple(KEPT), run_id: int = RUN, client: ClientApp = app
+    ) -> None:
+        self.client = client
         config = {"scenario": "movielens", "overrides": overrides, "out": "", "nodes": 0}
         self._run = Run.create_empty(run_id)
         self.contexts = {
@@ -89,7 +93,7 @@ class LocalGrid(Grid):
             try:
                 if trains and node in self.broken:
                     raise RuntimeError("no more memory")
-                reply = app(message, self.contexts[node])
+                reply = self.client(message, self.contexts[node])
                 reply.content = through(reply.content)
             except Exception as error:  # as Flower answers for a client that raised
                 reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)

@@ -34,7 +34,7 @@ import itertools, torch
 from strategies.privacy import noise as noises
 from client.app import app as real
 from client.private import PrivateStore
-from strategies.files import home
+from configs.home import home
 from strategies.privacy.noise import keyed
 
 second, draws, save = (home() / "ledger.sqlite").exists(), itertools.count(), PrivateStore.save
@@ -55,7 +55,8 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 from server.grid import GridRuntime
 from strategies.base import Task
-from strategies.files import home, read_state, write_state, write_text
+from configs.home import home
+from strategies.files import read_state, write_state, write_text
 
 app = ServerApp()
 

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import app as client_app
+from client import answers as client_app
 from client.private import folder_name
 from client.wire import encode_releases
 from configs.errors import InputError

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.common.serde import recorddict_to_proto
 
-from client import app as client_app
+from client import answers as client_app
 from client import base as bases
 from client.private import PrivateStore, folder_name
 from client.split import split

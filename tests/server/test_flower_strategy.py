@@ -14,7 +14,7 @@ from flwr.serverapp import strategy
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import app as client_app
+from client import answers as client_app
 from client import base as bases
 from client.split import split
 from configs.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ArrayRecord, Message
 from rich.table import Table
 
-from client import app as client_app
+from client import answers as client_app
 from client import wire
 from client.private import folder_name
 from client.wire import Order

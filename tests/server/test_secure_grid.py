@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from scipy import stats
 
-from client import app as client_app
+from client import answers as client_app
 from client import secure, secure_wire, wire
 from client.node import open_node
 from client.secure import Call
