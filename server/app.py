@@ -3,8 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +44,49 @@ def main(grid: Grid, context: Context) -> None:
     try:
         scenario = wire.scenario_of(context.run_config)
         out = str(context.run_config.get("out", "")) or label(scenario)
-        nodes, noise = int(context.run_config.get("nodes", 0)), declared("run", context.run_config.get("noise", ""))
-        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), nodes, noise)
+        noise = declared("run", context.run_config.get("noise", ""))
+        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), terms(context.run_config), noise)
     except InputError as error:
         log.error("error: %s", error)
         raise
     log.info("report: %s", page)
 
 
-def run(scenario: Scenario, grid: Grid, folder: Path, nodes: int = 0, noise: str = "") -> Path:
+def terms(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run config says of waiting, as `GridRuntime` takes it. Raises `InputError` for what cannot be waited for."""
+    said = {
+        "nodes": run_config.get("nodes", 0),
+        "patience": run_config.get("patience", 300.0),
+        "deadline": run_config.get("deadline", 3600.0),
+        "quorum": run_config.get("quorum", 0.0),
+    }
+    for name, value in said.items():
+        most = 1.0 if name == "quorum" else inf
+        if isinstance(value, bool) or not isinstance(value, int if name == "nodes" else int | float) or not 0 <= value <= most:
+            raise InputError(
+                f"{name} in the run config must be a {'whole ' * (name == 'nodes')}number from 0{' to 1' * (most == 1)}, got {value!r}"
+            )
+    return said
+
+
+def run(scenario: Scenario, grid: Grid, folder: Path, terms: Mapping[str, Any] | None = None, noise: str = "") -> Path:
     """Run or resume a scenario on a grid, evaluate its last round and write the report. Returns the page's path.
 
-    ``noise``: where that of guarantee U comes from, "system" or "seed"; "": the seed where all nodes are only played, else the system.
+    ``terms``: what `terms` gives. ``noise``: where that of guarantee U comes from, "system" or "seed"; "": the seed where all nodes are
+    only played, else the system.
     """
     rules.refuse(scenario)
     aggregator = aggregation.build(scenario)
     with checkpoint.held(folder):
-        return _run(scenario, aggregator, grid, folder, nodes, noise)
+        return _run(scenario, aggregator, grid, folder, terms or {}, noise)
 
 
-def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, nodes: int, noise: str) -> Path:
+def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, terms: Mapping[str, Any], noise: str) -> Path:
     clock = {"load": time.perf_counter()}
     checkpoint.begin(folder, scenario)
     shared = _start(scenario, folder)
     clock["nodes"] = time.perf_counter()
-    runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), nodes)
+    runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), **terms)
     log.info("%s: %d users on %d nodes; %s", scenario.name, len(runtime.users()), len(runtime.homes()), folder)
     known = note(folder, runtime, noise)
     if known["simulated"] and scenario.privacy.promises:

@@ -37,9 +37,9 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
         raise RuntimeError("a server that is to protect users needs a plan of the noise")
     aggregator = joint.around(aggregator) if joint else aggregator
     state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
-    users = list(runtime.users())
-    trained = joint.users if joint else users
     for number in range(state.round + 1, last_round(scenario) + 1):
+        users = list(runtime.users())  # whoever has come by now
+        trained = joint.users if joint else users
         task = replace(plan(scenario, state.shared, number, len(trained)), bound=bound(scenario, state.memory))
         chosen = joint.sample(number) if joint and number <= scenario.rounds else sample(scenario, users, number)
         state = _round(scenario, runtime, aggregator, state, task, chosen)

@@ -36,6 +36,7 @@ class SecureGridRuntime:
 
     def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         """Train the users where they are and yield the sum of what all nodes release."""
+        self.inner.look()
         asked = {str(node): kept for node, kept in among(self.inner.homes(), users).items()}
 
         def summing(call: Call, how: Form) -> tuple[Tensor, tuple[str, ...]]:
@@ -56,6 +57,6 @@ class SecureGridRuntime:
 
     def _exchange(self, task: Task, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, bytes]:
         messages = [Message(content, int(me), kind, group_id=str(task.round)) for me, content in contents.items()]
-        replies = self.inner.grid.send_and_receive(messages, timeout=self.inner.timeout)
+        replies = self.inner.grid.send_and_receive(messages, timeout=self.inner.deadline)
         found = decoded([int(me) for me in contents], replies, secure_wire.decode_answer, self.inner.failed)
         return {str(node): answer for node, answer in found.items()}

@@ -60,6 +60,7 @@ class LocalGrid(Grid):
         self.sent: list[tuple[Message, Message]] = []  # every message with its reply
         self.broken: set[int] = set()  # nodes that raise in training
         self.silent: set[int] = set()  # nodes that never answer there
+        self.away: set[int] = set()  # nodes that have left
         self.seen = itertools.count(len(self.contexts))  # how many nodes are there at each look
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
 
@@ -74,7 +75,12 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
-        return list(self.contexts)[: next(self.seen)]
+        return [node for node in list(self.contexts)[: next(self.seen)] if node not in self.away]
+
+    def join(self, node: int, said: Mapping[str, Any]) -> None:
+        """A node that comes later."""
+        (first, *_), self.seen = self.contexts.values(), itertools.count(len(self.contexts) + 1)
+        self.contexts[node] = Context(first.run_id, node, dict(said), RecordDict(), first.run_config)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         raise NotImplementedError
