@@ -36,7 +36,7 @@ class GridRuntime:
 
     ``run`` names the folder of private adapters on the nodes. ``nodes``: how many must be there before the first round (0:
     as many as a node's partition says that there are, else those that are there). ``quorum``: the share of a round's users that have to
-    be heard from, at least one of them.
+    be heard from; with 0 a round waits until the node of one of them is there, and whatever it then hears counts.
     """
 
     def __init__(self, grid: Grid, run: str = "", nodes: int = 0, patience: float = 300.0, deadline: float = 3600.0,
@@ -86,9 +86,9 @@ class GridRuntime:
 
         Raises `InputError` where a quorum does not come, or does not answer although it is asked `TRIES` times.
         """
-        least = max(1, math.ceil(self.quorum * len(users)))
+        least = math.ceil(self.quorum * len(users))
         for _ in range(TRIES if users else 0):
-            asked = self._gathered(task, users, least)
+            asked = self._gathered(task, users, max(1, least))
             found = answered(asked, self.grid.send_and_receive(orders(asked, task, self.run), timeout=self.deadline), self.failed)
             heard = sum(len(asked[node]) for node in found)
             if heard >= least:

@@ -15,6 +15,7 @@ from rich.table import Table
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, usage
+from simulations.deploy.command import app as deploy
 from simulations.synthetic.command import synthetic
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(deploy)
 SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
 OVERRIDES = Annotated[
     list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 shared.rank=4 data.users=100", metavar="[KEY=VALUE]...")
