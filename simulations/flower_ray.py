@@ -51,7 +51,7 @@ def flower_home(folder: Path) -> Iterator[dict[str, str]]:
     """
     home = Path(tempfile.mkdtemp(prefix="flwr-", dir=folder)).resolve()
     ray = tempfile.mkdtemp(prefix="ray-")  # not under `folder`: the paths of its sockets may have 107 bytes
-    api, control = _free_ports(2)
+    api, control = free_ports(2)
     ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(api), "FLWR_LOCAL_CONTROL_API_PORT": str(control)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # seconds; 1 by default
@@ -78,7 +78,7 @@ def deploy(app: Path, env: Mapping[str, str], stores: Sequence[Path], config: Co
 
     The server's is the one in ``env``. Raises `InputError` as `run` does.
     """
-    home, (link, *ports) = Path(env["FLWR_HOME"]), _free_ports(1 + len(stores))
+    home, (link, *ports) = Path(env["FLWR_HOME"]), free_ports(1 + len(stores))
     address = f"127.0.0.1:{link}"
     (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n')
     commands = [(env, [_tool("flower-superlink"), "--insecure", "--port", str(link)])]
@@ -168,7 +168,7 @@ def _carries(process: psutil.Process, home: Path) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:

@@ -43,9 +43,7 @@ def init(
     keys.authority(folder)
     keys.server(folder, names)
     files.write(folder / "server.yaml", Server(names[0], port, superlink))
-    _say(
-        f"{folder}: ca.crt until {keys.expires(folder / 'ca.crt'):%Y-%m-%d}, server.crt until {keys.expires(folder / 'server.crt'):%Y-%m-%d}"
-    )
+    _say("\n".join(_ends(folder)))
     _say(f"ca.key signs servers: keep it off this machine once server.crt is made\nnext: deploy server {folder}")
 
 
@@ -74,9 +72,8 @@ def add(
     named = tuple(user.strip() for user in users.split(",") if user.strip())
     place = members.add(files.server(folder), name, users=named, partition=partition, data=data, device=device, port=port)
     files.member(place)
-    _say(
-        f"{place}: carry it to the node, except node.pub, which is needed here\nnext: deploy register {folder} {name}; there: deploy node ."
-    )
+    _say(f"{place}: carry it to the node, except node.pub, which is needed here")
+    _say(f"next: deploy register {folder} {name}; there: deploy node {name}")
 
 
 @app.command(epilog=usage.examples("deploy node clinic"))
@@ -125,8 +122,7 @@ def list_(folder: FOLDER) -> None:
     found = files.server(folder)
     for known in members.known(found).values():
         _say(f"{known.name}: {f'let in, as node {known.node}' if known.node else 'not let in'}")
-    for name in ("ca.crt", "server.crt"):
-        _say(f"{name} until {keys.expires(found.folder / name):%Y-%m-%d}")
+    _say("\n".join(_ends(found.folder)))
 
 
 @app.command(epilog=usage.examples("deploy nginx lab > nginx.conf"))
@@ -161,6 +157,10 @@ def run(
               "deadline": deadline}  # fmt: skip
     machines.run(found, config, finished, _say)
     _say(f"report: {place / 'report.html'}")
+
+
+def _ends(folder: Path) -> list[str]:
+    return [f"{folder / name} until {keys.expires(folder / name):%Y-%m-%d}" for name in ("ca.crt", "server.crt")]
 
 
 def _say(text: str, write: Callable[[str], object] = sys.stdout.write) -> None:

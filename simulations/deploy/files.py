@@ -105,8 +105,8 @@ def _read(path: Path, kind: type[T]) -> T:
     if missing := [name for name in needed if name not in said]:
         raise InputError(f"{path}: {missing[0]} is missing")
     folder = path.resolve().parent
-    found = kind(**said, folder=folder)
-    return dataclasses.replace(found, home=folder / found.home)  # type: ignore[type-var, attr-defined]
+    found: Any = kind(**said | {"folder": folder})
+    return dataclasses.replace(found, home=folder / found.home)
 
 
 def _typed(path: Path, name: str, value: Any, kind: Any) -> Any:

@@ -1,7 +1,7 @@
 """Keys and certificates of a federation: an authority of its own, the server's certificate, a key pair for each node.
 
-Private keys are written with mode 0600 and never over one that is there. Nodes have P-384 keys in OpenSSH's format, which is what Flower
-reads; the authority and the server have P-384 keys too (RFC 5480), certificates are X.509 (RFC 5280).
+Private keys are written with mode 0600 and never over one that is there. All are P-384 (RFC 5480), a node's in OpenSSH's format, which
+is what Flower reads; certificates are X.509 (RFC 5280).
 """
 
 import datetime as dt
@@ -38,7 +38,7 @@ def authority(folder: Path) -> None:
 
 
 def server(folder: Path, names: Sequence[str], days: int = SERVER_DAYS) -> None:
-    """Make ``server.key`` and ``server.crt`` for these host names and addresses, signed by the folder's authority; replaces older ones."""
+    """Make ``server.key`` and ``server.crt`` for these host names and addresses, signed by the authority; replaces older ones."""
     try:
         issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
         signer = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)

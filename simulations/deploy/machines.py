@@ -35,7 +35,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def of_server(server: Server) -> list[Command]:
-    """SuperLink, the process that starts ServerApps, and nginx. A run survives the SuperLink's death, as its ServerApp is no child of it."""
+    """SuperLink, the process that starts ServerApps, and nginx. A ServerApp is no child of the SuperLink, and so survives its death."""
     folder, env = server.folder, environment(server.home)
     connect(server)
     if not (folder / SECRET).exists():

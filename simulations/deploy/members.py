@@ -54,7 +54,10 @@ def register(server: Server, name: str) -> int:
     said = machines.flwr(
         server, "supernode", "register", str(bundle(server, name) / "node.pub"), LAB, "--name", name, "--format", "json"
     )
-    node = int(json.loads(said)["node-id"])
+    answer = json.loads(said)
+    if "node-id" not in answer:
+        raise InputError(f"node '{name}' was not let in: {' '.join(str(answer.get('error-message', said)).split())}")
+    node = int(answer["node-id"])
     _keep(server, name, node)
     return node
 

@@ -1,7 +1,7 @@
 """What the world may reach: nginx in front of a SuperLink, open for what a SuperNode needs and closed for the rest.
 
-Flower's SuperLink serves three interfaces on one port, and the one that starts runs (any Python, on every node) asks for no login in the
-open-source build. So the SuperLink listens on 127.0.0.1 alone, and nginx passes on these twelve paths, each to the letter.
+Flower's SuperLink serves three interfaces on one port, and the one that starts runs (any Python, on every node) asks for no login in
+the open-source build. So the SuperLink listens on 127.0.0.1 alone, and nginx passes on these twelve paths, each to the letter.
 """
 
 import getpass
