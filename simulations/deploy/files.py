@@ -61,7 +61,8 @@ class Member:
 
 def server(path: Path) -> Server:
     """Read a server's file, or that of its folder. Raises `InputError`."""
-    found = _read(path / "server.yaml" if path.is_dir() else path, Server)
+    path = path / "server.yaml" if path.is_dir() else path
+    found = _read(path, Server)
     for name in ("port", "superlink"):
         _port(path, name, getattr(found, name))
     return found
@@ -69,7 +70,8 @@ def server(path: Path) -> Server:
 
 def member(path: Path) -> Member:
     """Read a node's file, or that of its folder. Raises `InputError`."""
-    found = _read(path / "node.yaml" if path.is_dir() else path, Member)
+    path = path / "node.yaml" if path.is_dir() else path
+    found = _read(path, Member)
     _port(path, "port", found.port)
     host, _, port = found.superlink.rpartition(":")
     if not host or not port.isdigit():
