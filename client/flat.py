@@ -95,12 +95,12 @@ class RowOptimizer:
 
     A `Pull` to something else than the start is taken as a proximal step after the optimizer's, theta <- (theta + lr s anchor) /
     (1 + lr s): any strength is stable, and sgd comes to rest where gradient + s (theta - anchor) = 0. ``mask_KP``: 0 where a number has
-    no gradient, noise included.
+    no gradient, noise included. ``shift_KP`` is added to every gradient after its clip.
     """
 
     def __init__(self, flat: Flat, local: Local, examples: Sequence[int], pull: Pull | None = None,
-                 mask_KP: Tensor | None = None) -> None:  # fmt: skip
-        self.pull, self.mask_KP = pull, mask_KP
+                 mask_KP: Tensor | None = None, shift_KP: Tensor | None = None) -> None:  # fmt: skip
+        self.pull, self.mask_KP, self.shift_KP = pull, mask_KP, shift_KP
         self.flat, self.lr, self.max_norm, self.plain = flat, local.lr, local.max_norm, local.optimizer == "sgd"
         prior_K1 = torch.tensor([local.prior / max(n, 1) for n in examples], device=flat.theta_KP.device).unsqueeze(1)
         self.pull_K1, self.shorter_K1 = local.weight_decay + prior_K1, 1 / (1 + prior_K1)
@@ -123,6 +123,8 @@ class RowOptimizer:
             norms = torch.linalg.vector_norm(self.flat.grad_KP[index], dim=1, dtype=torch.float32)
             scale = (self.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
             self.flat.grad_KP[index] *= scale[:, None]
+        if self.shift_KP is not None:
+            self.flat.grad_KP[index] += self.shift_KP[index]
         if self.start_KP is not None and self.plain:
             self.flat.grad_KP[index] = (self.flat.grad_KP[index] + self._away(index)) * self.shorter_K1[index]
         for row in self.rows:

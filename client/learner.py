@@ -17,4 +17,7 @@ class Learner:
     key: tuple[object, ...]  # (seed, round, user, phase): keys the order of the examples
     noise: float = 0.0  # of a guarded phase: standard deviation of the noise over the bound of a unit's gradient
     mask: State = field(default_factory=dict)  # 1 or 0 for each number of moving tensors: what may move; a tensor not named may
+    shift: State = field(
+        default_factory=dict
+    )  # what is added to the gradients of moving tensors after their clip; a tensor not named: nothing
     anchor: State = field(default_factory=dict)  # what the moving tensors are pulled to, where a phase says so

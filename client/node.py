@@ -6,6 +6,7 @@ A phone keeps one user, a hospital hundreds, a simulation all of them.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from client.tower import Blocks, Tower
 from client.train import Trainer, Work, together
 from configs.errors import InputError
 from configs.scenario import Local, Scenario
+from strategies.aggregators.scaffold import change, correction, renewed
 from strategies.base import Phase, Release, Task
 from strategies.privacy import budget
 from strategies.privacy.events import Event
@@ -207,13 +209,24 @@ class Node:
         settings = self._settings(task, phase)
         moved, done = self.trainer.train(learners, lambda k: self.split.moves(k, phase, task.round), settings, guard, phase)
         work.add(done)
-        return [phase.end(s, {**s, **m}) for s, m in zip(states, moved, strict=True)]
+        after = [phase.end(s, {**s, **m}) for s, m in zip(states, moved, strict=True)]
+        if not (self.split.aggregator.controls and "shared" in phase.moves):
+            return after
+        return [self._steered(task, settings, *each) for each in zip(turns, states, after, strict=True)]
+
+    def _steered(self, task: Task, local: Local, turn: Turn, before: State, after: State) -> State:
+        """What a user has with the control variates of after a phase."""
+        steps, share = local.epochs * ceil(len(turn.train) / local.batch), task.cohort / task.everyone if task.everyone else 1.0
+        changes = change(before, after, steps, local.lr)
+        return renewed(after, masked(changes, self._mask(turn.user)), share)
 
     def _learner(self, task: Task, phase: Phase, turn: Turn, state: State) -> Learner:
         key, validation = (self.scenario.seed, task.round, turn.user, phase.name), self.dataset.users[turn.user].validation
         moving = [k for k in state if self.split.moves(k, phase, task.round)] if phase.pull else []
         anchor = {k: state[twin(k)] if self.split.is_twin(k) else state[k] for k in moving}
-        return Learner(state, turn.train, validation, key, turn.noise, self._mask(turn.user), anchor)
+        steers = self.split.aggregator.controls and "shared" in phase.moves
+        shift = masked(correction(state), self._mask(turn.user)) if steers else {}
+        return Learner(state, turn.train, validation, key, turn.noise, self._mask(turn.user), shift, anchor)
 
     def _mask(self, user: str) -> State:
         """Which numbers of the shared adapter, and of copies of it, a user has; empty: all."""

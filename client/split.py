@@ -11,9 +11,12 @@ from client import base as bases
 from client.adapters.layout import Layout, layout
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
-from strategies.base import Phase, released
+from strategies.aggregators.scaffold import CONTROL, OWN
+from strategies.base import Owner, Phase, released
 from strategies.schemes.ifca import MEMBERS, slot
 from strategies.tree import State
+
+BESIDE: dict[str, Owner] = {CONTROL: "shared", OWN: "frozen"}  # blocks that no adapter is, and no training moves
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Split:
     aggregator: aggregators.Aggregator
     spare: tuple[Layout, ...] = ()  # further clusters' adapters: their tensors travel, and stand in for the shared one's where applied
 
-    def owner(self, key: str) -> str:
+    def owner(self, key: str) -> Owner:
         """Who keeps the tensor "block/name"."""
         block, _, name = key.partition("/")
-        return self.scheme.owner(block, name)
+        return BESIDE[block] if block in BESIDE else self.scheme.owner(block, name)
 
     def released(self, key: str, round_: int) -> bool:
         """Whether a tensor is trained and released in a round: shared, and if it is a LoRA's, one of the aggregator's factors."""
@@ -49,6 +52,8 @@ class Split:
 
     def moves(self, key: str, phase: Phase, round_: int) -> bool:
         """Whether a tensor trains in a phase. Of a copy that is sent in the shared adapter's place, what that adapter would train."""
+        if key.partition("/")[0] in BESIDE:
+            return False
         owner, sent = self.owner(key), twin(key) if phase.name == "shared" and self.is_twin(key) else key
         return owner in phase.moves and (self.owner(sent) != "shared" or self.released(sent, round_))
 
@@ -58,7 +63,7 @@ class Split:
 
     def kept(self, key: str) -> bool:
         """Whether a user's node stores the tensor."""
-        return self.owner(key) == "private" or self.is_twin(key)
+        return self.owner(key) == "private" or self.is_twin(key) or key.startswith(f"{OWN}/")
 
     def own(self, start: State, received: State) -> State:
         """What is kept of a user who has nothing yet; ``received`` is what all have in common."""
@@ -74,6 +79,9 @@ class Split:
         device = next(iter(found.values())).device
         if self.scheme.clusters > 1:
             found[MEMBERS] = torch.zeros(self.scheme.clusters, device=device)
+        if self.aggregator.controls:
+            steered = {key: v for key, v in found.items() if key.startswith("shared/") and self.released(key, 1)}
+            found |= {key.replace("shared", block, 1): torch.zeros_like(v) for block in BESIDE for key, v in steered.items()}
         return found | {f"private/{name}": torch.tensor([value], device=device) for name, value in self.scheme.own}
 
     def shared_start(self) -> State:

@@ -81,7 +81,9 @@ class Trainer:
                 guard: Guard | None) -> tuple[State, Work]:  # fmt: skip
         flat = Flat(stack([{n: v for n, v in x.state.items() if moves(n)} for x in cohort]))
         fixed = together([{n: v for n, v in x.state.items() if not moves(n)} for x in cohort])
-        optimizer = RowOptimizer(flat, local, [len(x.train) for x in cohort], self._pull(cohort), _masks(cohort, flat))
+        sizes = [len(x.train) for x in cohort]
+        masks, shifts = (_like(flat, [getattr(x, name) for x in cohort], fill) for name, fill in (("mask", 1.0), ("shift", 0.0)))
+        optimizer = RowOptimizer(flat, local, sizes, self._pull(cohort), masks, shifts)
         best = _Best(flat, [len(x.validation) > 0 for x in cohort]) if local.early_stopping else None
         budget, work = token_budget(self.tower, self.engine, numbers, local.batch), Work()
         for epoch in range(local.epochs + 1):
@@ -139,12 +141,12 @@ class Trainer:
         return mean_losses(self.tower, self.blocks(state), [x.validation for x in cohort], self.engine, self.label_ids)
 
 
-def _masks(cohort: Sequence[Learner], flat: Flat) -> Tensor | None:
-    """Which of the moving numbers may move, [K, P]; None: all of them."""
-    if not any(x.mask for x in cohort):
+def _like(flat: Flat, given: Sequence[State], fill: float) -> Tensor | None:
+    """A number for each moving one, [K, P], where some user has any; ``fill`` for tensors that are not named."""
+    if not any(given):
         return None
-    ones = {n: v[0] for n, v in flat.views(torch.ones_like(flat.theta_KP[:1])).items()}
-    return Flat(stack([{n: x.mask.get(n, v) for n, v in ones.items()} for x in cohort])).theta_KP
+    plain = {n: v[0] for n, v in flat.views(torch.full_like(flat.theta_KP[:1], fill)).items()}
+    return Flat(stack([{n: each.get(n, v) for n, v in plain.items()} for each in given])).theta_KP
 
 
 class _Best:

@@ -3,7 +3,7 @@
 =============  ==============  =============================================================================
 record         direction       holds
 =============  ==============  =============================================================================
-``order``      to the node     round, turns, epochs, participations, bound, cohort, run, users; part and controls to evaluate
+``order``      to the node     round, turns, epochs, participations, bound, cohort, everyone, run, users; part, controls to evaluate
 ``shared``     to the node     the shared adapter, float32
 ``kept``       to the server   the users that a node keeps, of how many nodes it is one, if it is only played, what it lets out
 ``update.N``   to the server   the N-th release's tensors, float32
@@ -34,8 +34,8 @@ METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users
 SUMS = (*METRICS, BIT)  # and the users within an adaptive bound; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
-ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "run": str,
-         "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
+ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "everyone": int,
+         "run": str, "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
 
 
 class WireError(ValueError):
@@ -84,6 +84,7 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
         "participations": task.participations,
         "bound": float(task.bound),
         "cohort": task.cohort,
+        "everyone": task.everyone,
         "run": order.run,
         "users": list(order.users),
         "part": order.part,
@@ -99,7 +100,7 @@ def decode_order(content: RecordDict) -> Order:
     epochs = None if said["epochs"] < 0 else said["epochs"]
     shared = _state(record_of(content, "shared", ArrayRecord))
     task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"], said["bound"],
-                said["cohort"])  # fmt: skip
+                said["cohort"], said["everyone"])  # fmt: skip
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
 
 

@@ -266,6 +266,7 @@ class Scenario:
     personalize: int = 0  # extra epochs of the private adapter after the last round, the shared one frozen
     aggregator: str = "fedit"
     aggregator_options: dict[str, float] = field(default_factory=dict)
+    root_users: tuple[str, ...] = ()  # whose data is the server's own: asked every round, by aggregators that weigh the others by them
     weights: Literal["examples", "uniform"] = "examples"  # of users in the aggregate
     max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted; under privacy.secure it is scaled down to it
     evaluate_every: int = 1  # rounds between evaluations on the validation split, and after the last; 0: none
@@ -338,7 +339,9 @@ def to_yaml(scenario: Scenario) -> str:
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = OmegaConf.to_container(OmegaConf.structured(scenario))  # makes 1 a 1.0 where a field is a float
-    late = [key for key in ("scheme_options", "shared_ranks") if not tree[key]]  # what came later, and says nothing, changes no digits
+    late = [
+        key for key in ("scheme_options", "shared_ranks", "root_users") if not tree[key]
+    ]  # what came later, and says nothing, changes no digits
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -36,6 +36,10 @@ class HomingStrategy(Strategy):
             raise InputError("HomingStrategy has no ledger, which guarantee U needs; use the ServerApp server.app")
         if scenario.privacy.secure:
             raise InputError("HomingStrategy has one exchange a round and privacy.secure needs four; use the ServerApp server.app")
+        if scenario.root_users:
+            raise InputError(
+                "HomingStrategy asks all users at once and root_users are asked by themselves; use the ServerApp server.app"
+            )
         self.scenario, self.nodes = scenario, nodes
         self.aggregator = aggregation.build(scenario)
         self.runtime: GridRuntime | None = None

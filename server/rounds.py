@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -15,10 +15,11 @@ from server import checkpoint
 from server.admission import admitted
 from server.checkpoint import Checkpoint
 from server.joint import Joint
-from server.sampling import participations, sample
+from server.sampling import invited, participations, sample
 from strategies import schemes
 from strategies.base import Aggregator, Release, Runtime, Task, personal
 from strategies.privacy.joint import bound, needed
+from strategies.sums import total
 from strategies.tree import State, nbytes, norm, subtract
 
 Observer = Callable[[dict[str, Any]], None]
@@ -38,7 +39,7 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
     aggregator = joint.around(aggregator) if joint else aggregator
     state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
     for number in range(state.round + 1, last_round(scenario) + 1):
-        users = list(runtime.users())  # whoever has come by now
+        users = invited(scenario, runtime.users())  # whoever has come by now
         trained = joint.users if joint else users
         task = replace(plan(scenario, state.shared, number, len(trained)), bound=bound(scenario, state.memory))
         chosen = joint.sample(number) if joint and number <= scenario.rounds else sample(scenario, users, number)
@@ -58,9 +59,10 @@ def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
     """What a round asks of its users, of so many in the run."""
     most, cohort = participations(scenario, users), min(scenario.users_per_round or users, users)
     if number > scenario.rounds:
-        return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort)
+        return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort, everyone=users)
     both = "shared" in schemes.of(scenario).blocks and number <= scenario.private_from
-    return Task(number, shared, ("shared",) if both else ("shared", "private"), participations=most, cohort=cohort)
+    turns = ("shared",) if both else ("shared", "private")
+    return Task(number, shared, turns, participations=most, cohort=cohort, everyone=users)
 
 
 def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
@@ -100,12 +102,21 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
 
 def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[str], shared: State,
                  tally: "_Tally", narrow: bool) -> Iterator[Release]:  # fmt: skip
-    """The round's releases that are in order, counted on their way; ``narrow``: they may have fewer ranks than the shared adapter."""
+    """The round's releases that are in order, counted on their way; ``narrow``: they may have fewer ranks than the shared adapter.
+
+    First, uncounted, the sum of those of the server's own users, where the scenario names any.
+    """
     limit = min(scenario.max_release_norm, task.bound * SLACK) if task.bound else scenario.max_release_norm
     uniform = scenario.privacy.of_users
     if scenario.privacy.secure:  # nodes have bounded what is in a secure sum, and its weight is what the plan says
         limit, uniform = inf, False
-    for release in admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow):
+
+    def let_in(task: Task, users: Sequence[str]) -> Iterator[Release]:
+        return admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow)
+
+    if scenario.root_users:
+        yield from (replace(r, root=True) for r in total(let_in(replace(task, participations=scenario.rounds), scenario.root_users)))
+    for release in let_in(task, users):
         tally.add(release)
         yield release
 

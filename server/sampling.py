@@ -5,6 +5,7 @@ from math import ceil
 
 import torch
 
+from configs.errors import InputError, nearest
 from configs.scenario import Scenario
 from strategies.tree import generator
 
@@ -26,6 +27,17 @@ def sample(scenario: Scenario, users: Sequence[str], number: int, secret: int | 
         order, first = _shuffled(len(users), seed, "sample"), (number - 1) % turns(scenario, len(users)) * count
         return sorted(users[i] for i in order[first : first + count])
     return sorted(users[i] for i in _shuffled(len(users), seed, number, "sample")[:count])
+
+
+def invited(scenario: Scenario, users: Sequence[str]) -> list[str]:
+    """The users of a federation without the server's own. Raises `InputError` where one of those is not there, or nobody else is."""
+    for user in scenario.root_users:
+        if user not in users:
+            raise InputError(f"root_users: there is no user '{user}'{nearest(user, users)}")
+    found = [user for user in users if user not in scenario.root_users]
+    if users and not found:
+        raise InputError("root_users names every user there is; leave somebody to weigh")
+    return found
 
 
 def turns(scenario: Scenario, users: int) -> int:

@@ -53,7 +53,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
 
 def flags(aggregator: Aggregator) -> list[str]:
     """What an aggregator says of itself, in words: what is trained, then its capabilities."""
-    names = ("linear", "exact", "invariant", "individual", "mutates_base", "hetero_rank", "paired", "stateful")
+    names = ("linear", "exact", "invariant", "individual", "mutates_base", "hetero_rank", "paired", "stateful", "rooted", "controls",
+             "pairwise")  # fmt: skip
     carried = [f"{factor.removeprefix('lora_')} by the server" for factor in aggregator.carried]
     exchanges = [f"{aggregator.phases} exchanges"] if aggregator.phases > 1 else []
     return [trains(aggregator), *carried, *exchanges, *(name for name in names if getattr(aggregator, name))]

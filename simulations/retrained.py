@@ -112,7 +112,14 @@ def _pooled(scenario: Scenario, world: World, folder: Path, observe: rounds.Obse
     alone = shared_only(scenario)
     local = _in_one_place(scenario, len(world.dataset.users), POOLED_BATCH)
     pooled = replace(
-        alone, privacy=Privacy(), rounds=1, users_per_round=0, shared_training=local, aggregator="fedit", aggregator_options={}
+        alone,
+        privacy=Privacy(),
+        rounds=1,
+        users_per_round=0,
+        shared_training=local,
+        aggregator="fedit",
+        aggregator_options={},
+        root_users=(),
     )
     state, _ = train(pooled, World(world.base, one), folder, (), observe)
     node = Node(alone, world.base, world.dataset, PrivateStore(folder / "none"))

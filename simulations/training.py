@@ -17,6 +17,7 @@ from configs.scenario import Scenario, scenario_hash
 from server import aggregation, checkpoint, rounds
 from server.checkpoint import Checkpoint
 from server.joint import Joint, kept
+from server.sampling import invited
 from simulations.fused import FusedRuntime
 from strategies.base import Runtime, Task
 
@@ -40,6 +41,7 @@ def open_world(scenario: Scenario) -> World:
 def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
           observe: rounds.Observer) -> tuple[Checkpoint, list[dict[str, Any]]]:  # fmt: skip
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
+    invited(scenario, list(world.dataset.users))
     store = PrivateStore(folder / "private")
     node = Node(scenario, world.base, world.dataset, store)  # before the folder is there: a name that the base lacks leaves nothing
     with closing(node), checkpoint.held(folder), spending(node, folder) as joint:

@@ -21,6 +21,7 @@ class Task:
     participations: int = 0  # in how many rounds of the run a user trains at most: what the privacy of each of them is planned for
     bound: float = 0.0  # L2, of each user's whole release under guarantee U; 0: none
     cohort: int = 0  # how many users are asked in this round
+    everyone: int = 0  # and of how many they are; 0: not said
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Release:
     weight: float  # sum of the users' weights
     users: int = 1  # how many users' releases were added up
     metrics: dict[str, float] = field(default_factory=dict)  # sums over users: tokens, steps, loss, seconds
+    root: bool = False  # of the server's own users: the round loop says so and no message does
 
 
 class Aggregator(NamedTuple):
@@ -62,6 +64,9 @@ class Aggregator(NamedTuple):
     at_home: Callable[[int, State, State], State] | None = None
     pull: float = 0.0  # mu of a term mu/2 |theta - received|^2 in the loss of the phases that move what is shared
     per_user_down: bool = False
+    rooted: bool = False  # weighs users by the release of the server's own ones (`Release.root`)
+    controls: bool = False  # users correct their steps by control variates: strategies/aggregators/scaffold.py
+    pairwise: bool = False  # its time grows with the square of the users
     stateful: bool = False  # has a memory that is checkpointed
 
 

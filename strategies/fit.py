@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
+from strategies.base import Scheme, as_it_ended
 
 FACTORS = ("lora_A", "lora_B")
 
@@ -39,6 +40,33 @@ def problems(scenario: Scenario) -> Iterator[str]:
         yield f"{said} works on LoRA's two factors, and shared.kind={kinds['shared']} has none; use fedit, which is exact there"
     if chosen.paired and "shared" in common and common["shared"] != set(FACTORS):
         yield f"{said} works on LoRA's two factors, and scheme '{scenario.scheme}' shares {_all(common['shared'])} only; use fedit"
+
+    if chosen.rooted and not scenario.root_users:
+        yield f"{said} weighs users by an update of the server's own data; name the users whose data that is, such as root_users=[ann]"
+    if scenario.root_users and not chosen.rooted:
+        yield f"root_users are asked by aggregators that weigh the others by them, and {said} does not; leave root_users=[]"
+    if chosen.rooted and scheme.clusters > 1:
+        yield f"{said} has one direction to trust, and scheme '{scenario.scheme}' has several adapters; use another scheme or fedit"
+    if chosen.controls and "shared" in scheme.blocks:
+        yield from _steps(scenario, said)
+        if not _plain(scheme, common):
+            yield f"{said} corrects the steps of the shared adapter, and scheme '{scenario.scheme}' sends something else; use fedit"
+
+
+def _steps(scenario: Scenario, said: str) -> Iterator[str]:
+    """Where the way that a user went, over how many steps and how long they were, is not the mean of their gradients."""
+    why = "reads a user's mean gradient off the way that plain steps took"
+    for name, wanted in (("optimizer", "sgd"), ("momentum", 0), ("weight_decay", 0), ("prior", 0), ("early_stopping", False)):
+        if (found := getattr(scenario.shared_training, name)) != wanted:
+            yield f"{said} {why}; set shared_training.{name}={str(wanted).lower()}, not {found}"
+    if not scenario.shared_training.lr:
+        yield f"{said} {why}; set shared_training.lr above 0"
+
+
+def _plain(scheme: Scheme, common: dict[str, set[str]]) -> bool:
+    """Whether what is sent is where training of the shared adapter itself has ended."""
+    ends = all(phase.end is as_it_ended and not (phase.pull and "shared" in phase.moves) for phase in scheme.phases)
+    return ends and scheme.clusters == 1 and not any(factors for block, factors in common.items() if block != "shared")
 
 
 def _all(names: set[str]) -> str:

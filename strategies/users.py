@@ -3,13 +3,14 @@
 They count users, not examples: a weight is what a user says of itself. K: users.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from strategies.base import Release
-from strategies.tree import State, add
+from strategies.tree import State, add, norm
 
 
 def updates(releases: Iterable[Release], shared: State) -> list[State]:
@@ -27,6 +28,17 @@ def gram(found: list[State]) -> Tensor:
         x_KD = torch.stack([state[name].flatten() for state in found])
         total_KK += (x_KD @ x_KD.T).cpu()
     return total_KK
+
+
+def norms(found: list[State]) -> Tensor:
+    """The L2 norm of each user's update [K]."""
+    return torch.tensor([norm(state) for state in found], dtype=torch.float64)
+
+
+def toward(one: State, found: list[State]) -> tuple[Tensor, Tensor, float]:
+    """Of each user the inner product with ``one`` [K] and the norm [K], and the norm of ``one``."""
+    along_K = torch.tensor([math.fsum(float((one[n] * x).sum()) for n, x in state.items()) for state in found], dtype=torch.float64)
+    return along_K, norms(found), norm(one)
 
 
 def squared_distances(gram_KK: Tensor) -> Tensor:

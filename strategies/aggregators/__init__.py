@@ -17,6 +17,7 @@ from strategies.aggregators.fedyogi import fedyogi
 from strategies.aggregators.ffa import ffa
 from strategies.aggregators.flexlora import flexlora
 from strategies.aggregators.flora import flora
+from strategies.aggregators.fltrust import fltrust
 from strategies.aggregators.frlora import frlora
 from strategies.aggregators.geometric_median import geometric_median
 from strategies.aggregators.hetlora import hetlora
@@ -27,6 +28,7 @@ from strategies.aggregators.median import median
 from strategies.aggregators.multi_krum import multi_krum
 from strategies.aggregators.norm_clip import norm_clip
 from strategies.aggregators.rolora import rolora
+from strategies.aggregators.scaffold import scaffold
 from strategies.aggregators.task_arithmetic import task_arithmetic
 from strategies.aggregators.ties import ties
 from strategies.aggregators.trimmed_mean import trimmed_mean
@@ -48,6 +50,7 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "ffa": ffa,
     "flexlora": flexlora,
     "flora": flora,
+    "fltrust": fltrust,
     "frlora": frlora,
     "geometric_median": geometric_median,
     "hetlora": hetlora,
@@ -58,6 +61,7 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "multi_krum": multi_krum,
     "norm_clip": norm_clip,
     "rolora": rolora,
+    "scaffold": scaffold,
     "task_arithmetic": task_arithmetic,
     "ties": ties,
     "trimmed_mean": trimmed_mean,

@@ -27,7 +27,8 @@ def geometric_median() -> Aggregator:
         found = updates(releases, shared)
         return memory, combined(shared, found, weiszfeld(gram(found))) if found else shared
 
-    return Aggregator(lambda _: {}, apply, lambda _: ("lora_A", "lora_B"), linear=False, paper="arXiv 1912.13445", individual=True)
+    return Aggregator(lambda _: {}, apply, lambda _: ("lora_A", "lora_B"), linear=False, paper="arXiv 1912.13445", individual=True,
+                      pairwise=True)  # fmt: skip
 
 
 def weiszfeld(gram_KK: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def selecting(share: float, keep: Callable[[int, int], int]) -> Aggregator:
         share_K[best] = 1 / len(best)
         return memory, combined(shared, found, share_K)
 
-    return Aggregator(lambda _: {}, apply, lambda _: ("lora_A", "lora_B"), linear=False, paper="arXiv 1703.02757", individual=True)
+    return Aggregator(lambda _: {}, apply, lambda _: ("lora_A", "lora_B"), linear=False, paper="arXiv 1703.02757", individual=True,
+                      pairwise=True)  # fmt: skip
 
 
 def closest(gram_KK: Tensor, adversaries: int) -> list[int]:

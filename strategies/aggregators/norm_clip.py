@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from strategies.base import Aggregator, Release
 from strategies.options import within
 from strategies.tree import State
-from strategies.users import combined, gram, updates
+from strategies.users import combined, norms, updates
 
 
 def norm_clip(bound: float = 0.0) -> Aggregator:
@@ -23,7 +23,7 @@ def norm_clip(bound: float = 0.0) -> Aggregator:
         found = updates(releases, shared)
         if not found:
             return memory, shared
-        norm_K = gram(found).diagonal().sqrt()
+        norm_K = norms(found)
         limit = bound or float(norm_K.quantile(0.5))
         return memory, combined(shared, found, (limit / norm_K.clamp(min=limit or 1.0)) / len(found))
 

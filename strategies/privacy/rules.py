@@ -116,6 +116,11 @@ def _of_users(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
             f"aggregator '{scenario.aggregator}' needs single users' updates and guarantee U noises only their sum; use fedit, "
             "fedadam or fedavgm, or privacy.user.mechanism=local"
         )
+    if aggregators.build(scenario.aggregator, scenario.aggregator_options).controls:
+        yield (
+            f"aggregator '{scenario.aggregator}' keeps a user's whole control variate at home, and guarantee U would let out a clipped "
+            "part of it, so that corrections no longer cancel; use fedit or fedavgm, or privacy=example"
+        )
     if level.mechanism == "banded" and scenario.users_per_round and scenario.sampling != "cyclic":
         yield "privacy.user.mechanism=banded needs a user's rounds to lie apart; set sampling=cyclic"
     factors = aggregators.build(scenario.aggregator, scenario.aggregator_options).factors
@@ -157,6 +162,11 @@ def _secure(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
         yield (
             f"privacy.user.mechanism={privacy.user.mechanism} is noise that the server or each user adds alone; under privacy.secure "
             "the nodes add it together, which only 'gaussian' can"
+        )
+    if scheme.clusters > 1 and scenario.max_release_norm <= 1:
+        yield (
+            f"max_release_norm is {scenario.max_release_norm:g}, and scheme '{scenario.scheme}' puts a 1 beside each user's update to "
+            "say which cluster it is for, so that all would be scaled down to it; set max_release_norm=2 or more"
         )
     if not privacy.of_users and scenario.max_release_norm == Scenario.max_release_norm:
         yield (

@@ -26,7 +26,7 @@ from strategies.aggregators import AGGREGATORS
 from strategies.base import Task
 from strategies.privacy import rules
 from strategies.tree import State, norm
-from tests.server.flower_world import LocalGrid, distance, fused, scenario_of, shift
+from tests.server.flower_world import USERS, LocalGrid, distance, fused, scenario_of, shift
 from tests.strategies.given import after, effect
 
 TINY = Adapter(rank=2, layers=1, targets=("q_proj", "down_proj"))
@@ -43,12 +43,13 @@ def data(texts: Callable[..., list[Encoded]]) -> Dataset:
 
 @pytest.mark.parametrize(("name", "scheme"), [*zip(AGGREGATORS, itertools.cycle(["shared_only", "dual"]), strict=False)])
 def test_every_aggregator_trains_two_rounds(base: Base, data: Dataset, tmp_path: Path, name: str, scheme: str) -> None:
-    scenario = replace(SCENARIO, aggregator=name, scheme=scheme)
+    root_users = ("user3",) if AGGREGATORS[name]().rooted else ()
+    scenario = replace(SCENARIO, aggregator=name, scheme=scheme, root_users=root_users)
     aggregator, node = aggregation.build(scenario), Node(scenario, base, data, PrivateStore(tmp_path / "private"))
     start = node.split.shared_start()
     end = rounds.run(scenario, FusedRuntime(node), aggregator, start, tmp_path / "run")
     node.close()
-    assert [(row["releases"], dict(row["dropped"])) for row in end.rows] == [(5, {}), (5, {})]
+    assert [(row["releases"], dict(row["dropped"])) for row in end.rows] == [(5 - len(root_users), {})] * 2
     assert all(isfinite(row["train_loss"]) and row["update_norm"] > 1e-4 for row in end.rows)
     assert end.shared.keys() == start.keys() and {n.split(".")[-2] for n in start} == traveling(name)
     assert end.rows[1]["train_loss"] < end.rows[0]["train_loss"]
@@ -163,8 +164,10 @@ def stopping_after(last: int) -> Callable[[dict[str, Any]], None]:
 
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize(
-    "name", ["fedrot", "fedsvd", "flexlora", "flora", "frlora", "lora_a2", "multi_krum", "strategies.aggregators.median.median"]
-)
+    "name",
+    ["fedrot", "fedsvd", "flexlora", "flora", "fltrust root_users=[u1,u3]", "frlora", "lora_a2", "multi_krum", "scaffold",
+     "strategies.aggregators.median.median"],
+)  # fmt: skip
 def test_over_flower_the_adapter_comes_out_as_in_one_process(world: str, tmp_path: Path, name: str) -> None:
     sgd = "shared_training.optimizer=sgd shared_training.lr=0.3"
     overrides = f"{world} {sgd} aggregator={name} users_per_round=5 scheme=shared_only shared.targets=[q_proj]"
@@ -177,7 +180,8 @@ def test_over_flower_the_adapter_comes_out_as_in_one_process(world: str, tmp_pat
     assert (moved := shift(effect(there.shared), effect(start))) > 1e-4
     assert distance(effect(here.shared), effect(there.shared)) < 1e-4 * moved
     sent = [reply for message, reply in grid.sent if message.metadata.message_type == "train"]
-    assert (len(sent) < sum(len(reply.content) // 2 for reply in sent) == 3 * 5) != aggregation.build(scenario).linear
+    count = 3 * (min(5, USERS - len(scenario.root_users)) + len(scenario.root_users))
+    assert (len(sent) < sum(len(reply.content) // 2 for reply in sent) == count) != aggregation.build(scenario).linear
 
 
 @pytest.mark.usefixtures("home")
@@ -223,14 +227,17 @@ def test_and_no_other_is(settings: str) -> None:
 @pytest.mark.parametrize("how", [Privacy(guarantee="user"), Privacy(secure=True)], ids=["user", "secure"])
 def test_what_needs_single_users_is_refused_where_there_is_their_sum_only(name: str, how: Privacy) -> None:
     found = list(rules.problems(Scenario(weights="uniform", max_release_norm=1, aggregator=name, privacy=how)))
-    assert bool(found) != AGGREGATORS[name]().linear
-    assert all(f"'{name}' needs single users' updates" in sentence for sentence in found)
+    built = AGGREGATORS[name]()
+    assert bool(found) != (built.linear and not (built.controls and how.of_users))
+    why = "keeps a user's whole control variate at home" if built.controls else "needs single users' updates"
+    assert all(f"'{name}' {why}" in sentence for sentence in found)
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_where_users_noise_their_own_releases_any_aggregator_may_see_them(name: str) -> None:
     how = Privacy(guarantee="user", user=UserLevel(mechanism="local"))
-    assert not list(rules.problems(Scenario(weights="uniform", aggregator=name, privacy=how)))
+    found = list(rules.problems(Scenario(weights="uniform", aggregator=name, privacy=how)))
+    assert bool(found) == AGGREGATORS[name]().controls
 
 
 def test_correlated_noise_wants_the_same_tensors_in_every_round() -> None:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from strategies.aggregators.scaffold import CONTROL
 from strategies.base import Aggregator, Release, released
 from strategies.lora import delta, pairs
-from strategies.tree import State
+from strategies.tree import State, weighted_mean
 
 MODULES = ("base_model.model.layers.0.q_proj", "base_model.model.layers.1.down_proj")
 ALONE = ("private/base_model.model.layers.1.up_proj.lora_A.weight", "private/base_model.model.layers.1.up_proj.mix.weight")
@@ -24,15 +25,17 @@ def shared(seed: int = 0) -> State:
 
 
 def begun(aggregator: Aggregator) -> State:
-    """The same adapter as this aggregator's server has it: with a change of the base of some rounds before, where it makes one."""
+    """The same adapter as this aggregator's server has it: with what earlier rounds have made of the base, or of control variates."""
     draw = torch.Generator().manual_seed(77)
     changes = {f"{m}.lora_delta.weight": torch.randn(O, I, generator=draw) for m in MODULES}
-    return shared() | {n: v for n, v in changes.items() if released(n, aggregator.carried)}
+    controls = {f"{CONTROL}/{n}": torch.randn(v.shape, generator=draw) for n, v in shared().items() if aggregator.controls}
+    return shared() | {n: v for n, v in changes.items() if released(n, aggregator.carried)} | controls
 
 
 def release(aggregator: Aggregator, update: State, weight: float, round_: int = 1, start: State | None = None) -> Release:
     """A node's release of an update: the round's factors only, with what is done to them at home, multiplied by the weight."""
-    sent = {n: v for n, v in update.items() if released(n, aggregator.factors(round_))}
+    steered = {f"{CONTROL}/{n}": 0.3 - v for n, v in update.items() if aggregator.controls}
+    sent = {n: v for n, v in (update | steered).items() if released(n, aggregator.factors(round_))}
     if aggregator.at_home:
         sent = aggregator.at_home(round_, begun(aggregator) if start is None else start, sent)
     return Release({n: v * weight for n, v in sent.items()}, weight, 1, {"tokens": 1.0})
@@ -46,7 +49,14 @@ def releases(aggregator: Aggregator, weights: Sequence[float] = WEIGHTS, scale: 
 def applied(aggregator: Aggregator, given: Iterable[Release], start: State | None = None) -> tuple[State, State]:
     """One round from the beginning: (memory, shared)."""
     start = begun(aggregator) if start is None else start
-    return aggregator.apply(aggregator.init(start), start, given)
+    return aggregator.apply(aggregator.init(start), start, rooted(given) if aggregator.rooted else given)
+
+
+def rooted(given: Iterable[Release]) -> list[Release]:
+    """The releases with one of the server's own users, who wants what the others want on average; not beside one that is there."""
+    found = list(given)
+    mean = weighted_mean((r.weight, r.update) for r in found)
+    return found if any(r.root for r in found) else [*found, Release(mean, 1.0, root=True)]
 
 
 def assert_close(a: State, b: State, tolerance: float = 1e-6) -> None:
@@ -57,7 +67,8 @@ def assert_close(a: State, b: State, tolerance: float = 1e-6) -> None:
 
 
 def effect(state: State) -> State:
-    """What an adapter does, however it is written: each module's product with its delta, and the rest as it is."""
+    """What an adapter does, however it is written: each module's product with its delta, and the rest as it is; no control variates."""
+    state = {n: v for n, v in state.items() if not n.startswith(f"{CONTROL}/")}
     factors = pairs(state)
     alone = {n: v for n, v in state.items() if n not in {name for b, a in factors for name in (b, a, delta(b))}}
     return alone | {b: product(state, b, a) for b, a in factors}
@@ -77,4 +88,5 @@ def ideal(start: State, given: Sequence[Release]) -> dict[str, Tensor]:
     """The weighted mean of the users' products, by the name of B."""
     mass = sum(r.weight for r in given)
     ends = [(r.weight / mass, after(start, r)) for r in given]
-    return {b: sum(p * product(end, b, a) for p, end in ends) for b, a in pairs(start)}  # type: ignore[misc]
+    effective = [n for n in start if not n.startswith(f"{CONTROL}/")]
+    return {b: sum(p * product(end, b, a) for p, end in ends) for b, a in pairs(effective)}  # type: ignore[misc]
