@@ -5,9 +5,12 @@ Wen et al., "Differentially Private Federated Low Rank Adaptation Beyond Fixed-M
     Y = sum_k p_k B_k (A_k Omega),    Q R = Y,    P = sum_k p_k A_k^T (B_k^T Q),    U S V = Q P^T,    B <- U sqrt(S),    A <- sqrt(S) V
 
 cut back to the rank r, with a public random Omega [d_in, r + over]. Exact where the mean product has no more than r ranks, as where
-all users have one A; else it loses what an SVD does and a little more. Deviation: the paper's users send Y_k, get Q, and send P_k; here
-they send their factors once and the server makes both sums of them, so that it sees each user's release. Omega is the same in every
-round.
+all users have one A; else it loses what an SVD does and a little more. Omega is the same in every round.
+
+Deviation: the paper's users send B_k A_k Omega, get Q, and send A_k^T B_k^T Q: two sums, and no more. A round here has one exchange, in
+which users send their factors and the server makes both sums of them. The adapter is the same, to rounding. What is lost: the server
+sees each user's release. No sum of factors tells the mean product, so that it works neither under secure sums nor under guarantee U
+with a trusted server's noise, for which the paper made it. Upward it costs r (I + O) numbers instead of (r + over) (I + O).
 """
 
 from collections.abc import Iterable

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from configs.errors import InputError
+from configs.scenario import Privacy, Scenario
 from strategies import aggregators
 from strategies.aggregators.fedask import omega
 from strategies.base import Release
+from strategies.privacy import rules
 from strategies.tree import State
 from tests.strategies.given import ALONE, MODULES, WEIGHTS, R, after, applied, assert_close, effect, ideal, release, releases, shared
 
@@ -62,6 +64,23 @@ def test_fedask_is_the_papers_two_sums_over_users(over: int) -> None:
         torch.testing.assert_close(found[b].double() @ found[a].double(), u[:, :R] * s[:R] @ v[:R], atol=1e-5, rtol=1e-5)
         for gram in (found[b].T @ found[b], found[a] @ found[a].T):  # each factor has the root of the singular values
             torch.testing.assert_close(gram, s[:R].diag().float(), atol=1e-4, rtol=1e-4)
+
+
+def test_what_one_exchange_loses_is_that_no_sum_of_releases_is_enough() -> None:
+    """Two crowds whose releases add up alike: their mean products differ, and with them the sums that two exchanges would send."""
+    draw, start, fedask = shared(50), shared(), aggregators.build("fedask", {})
+    middle = {n: shared(10)[n] for n in start}
+    crowds = [[{n: v + s * size * draw[n] for n, v in middle.items()} for s in (1, -1)] for size in (0.2, 1.0)]
+    given = [[release(FEDIT, user, 1.0) for user in crowd] for crowd in crowds]
+    assert all(torch.allclose(sum(r.update[n] for r in given[0]), sum(r.update[n] for r in given[1]), atol=1e-5) for n in start)  # type: ignore[arg-type]
+    assert_close(applied(FEDIT, given[0])[1], applied(FEDIT, given[1])[1], 1e-5)
+    one, two = (effect(applied(fedask, crowd)[1]) for crowd in given)
+    looks = [
+        [sum(after(start, r)[b] @ (after(start, r)[a] @ omega(b, start[a], 2)) for r in crowd) for b, a in NAMES] for crowd in given
+    ]
+    for (b, _), first, second in zip(NAMES, *looks, strict=True):
+        assert float((one[b] - two[b]).norm()) > 0.5 and float((first - second).norm()) > 0.5  # type: ignore[operator]
+    assert not fedask.linear and list(rules.problems(Scenario(aggregator="fedask", weights="uniform", privacy=Privacy("user"))))
 
 
 # ------------------------------------------------------------------ lora_a2
