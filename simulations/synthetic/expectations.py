@@ -17,10 +17,10 @@ from strategies.aggregators import AGGREGATORS
 
 ROUNDING = 1e-6  # of float32, against the size of a round's aggregate or the changes of a run
 MEANS = ("fedit", "fedprox", "fedrot", "task_arithmetic")  # of the factors as they are sent
-LOCATIONS = ("fedit", "fedprox", "task_arithmetic", "hetlora", "lora_fair", "flexlora", "norm_clip", "trimmed_mean", "median",
-             "geometric_median", "krum", "multi_krum")  # fmt: skip
+LOCATIONS = ("fedit", "fedprox", "scaffold", "task_arithmetic", "hetlora", "lora_fair", "flexlora", "fedask", "norm_clip",
+             "trimmed_mean", "median", "geometric_median", "krum", "multi_krum", "fltrust")  # fmt: skip
 SELECTIVE = ("median", "krum", "multi_krum")
-ROBUST = ("norm_clip", "trimmed_mean", "median", "geometric_median", "krum", "multi_krum")
+ROBUST = ("norm_clip", "trimmed_mean", "median", "geometric_median", "krum", "multi_krum", "fltrust")
 FIXED = ("ffa", "fedsvd")  # whose A stays in its first row space
 BUILT = {name: aggregators.build(name, {}) for name in AGGREGATORS}
 EXACT = tuple(name for name, built in BUILT.items() if built.exact)
@@ -69,19 +69,19 @@ def along(names: Iterable[str], axis: str, sign: float, measure: str = "error", 
     return margins
 
 
-def beyond(names: Iterable[str], margin: Callable[[float, float], float]) -> Margins:
-    """A margin of an aggregator's error and fedit's, the means over seeds, at each skew above zero."""
+def beyond(names: Iterable[str], margin: Callable[[float, float], float], measure: str = "error") -> Margins:
+    """A margin of an aggregator's measure and fedit's, the means over seeds, at each skew above zero."""
     points = [setting for (axis, skew), setting in settings().items() if axis == "skew" and skew]
 
     def margins(found: Found) -> Iterator[float]:
         for name in names:
             for setting in points if (name, BASE) in found and ("fedit", BASE) in found else ():
-                yield margin(over(found[name, setting], "error")["mean"], over(found["fedit", setting], "error")["mean"])
+                yield margin(over(found[name, setting], measure)["mean"], over(found["fedit", setting], measure)["mean"])
 
     return margins
 
 
-ATTACKED = [settings()["attackers", 1]]
+ATTACKED, OUTVOTED = [settings()["attackers", 1]], [settings()["attackers", 10]]
 ALIKE = [settings()["skew", 0.0]]
 EXPECTATIONS = (
     Expectation(
@@ -92,7 +92,7 @@ EXPECTATIONS = (
     Expectation(
         "a mean of factors loses their covariance", "sum p B_k A_k - B A = sum p (B_k - B)(A_k - A), in every round",
         "bilinearity of the product; arXiv 2305.05644",
-        every_round(MEANS, lambda row: ROUNDING * row.size - abs(row.error - row.covariance)),
+        every_round((*MEANS, "frlora", "scaffold"), lambda row: ROUNDING * row.size - abs(row.error - row.covariance)),
         every_round(["flexlora"], lambda row: ROUNDING * row.size - abs(row.error - row.covariance)),
     ),
     Expectation(
@@ -120,6 +120,23 @@ EXPECTATIONS = (
         every_round(["flexlora"], lambda row: row.error - 1.01 * row.tail - ROUNDING * row.size),
     ),
     Expectation(
+        "nobody within the rank is better than the best of the rank", "the oracle is a minimum; a change of the base has any rank",
+        "Eckart & Young 1936; arXiv 2409.05976", at(WITHIN_RANK, HONEST, lambda run: run.excess + 1e-9),
+        at(["flora"], [settings()["skew", 1.0]], lambda run: run.excess), at_end=True,
+    ),
+    Expectation(
+        "a sketch loses little more than the tail", "at most 1 + sqrt(1 + r / (p - 1)) tails, here r <= 8, p = 2",
+        "arXiv 0909.4061 theorem 10.5 (in expectation) and a cut SVD; arXiv 2507.09990",
+        every_round(["fedask"], lambda row: 4 * row.tail - row.error + ROUNDING * row.size),
+        every_round(["median"], lambda row: 4 * row.tail - row.error + ROUNDING * row.size), at_end=True,
+    ),
+    Expectation(
+        "control variates undo the drift of users", "the mean of corrected steps is at rest where the mean gradient is zero, not where "
+        "users' ways cancel: well under fedit's excess at every skew", "arXiv 1910.06378 section 4; arXiv 1812.06127 for the control",
+        beyond(["scaffold"], lambda own, fedit: 0.7 * fedit - own, "excess"),
+        beyond(["fedprox"], lambda own, fedit: 0.7 * fedit - own, "excess"), at_end=True,
+    ),
+    Expectation(
         "ranks beyond the users' own shrink the tail", "a user's product has rank r* whatever r; what is left holds how users differ",
         "Eckart & Young 1936", along(["flexlora"], "rank", -1, first=2), along(["rolora"], "rank", -1, first=2), at_end=True,
     ),
@@ -144,6 +161,12 @@ EXPECTATIONS = (
         "robust ones survive one attacker of sixteen", "it is below their breakdown point; -100 times an update turns a mean around",
         "arXiv 1703.02757; arXiv 1803.01498; arXiv 1912.13445; arXiv 1911.07963",
         at(ROBUST, ATTACKED, lambda run: 0.5 - run.excess), at(["fedit"], ATTACKED, lambda run: 0.5 - run.excess), at_end=True,
+    ),
+    Expectation(
+        "an update of the server's own survives ten attackers of sixteen", "who points away from it has no trust, however many do; "
+        "a middle of users is where most of them are", "arXiv 2012.13995 section 5",
+        at(["fltrust"], OUTVOTED, lambda run: 0.5 - run.excess),
+        at(["median", "geometric_median"], OUTVOTED, lambda run: 0.5 - run.excess), at_end=True,
     ),
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ AXES: dict[str, tuple[Setting, tuple[float, ...]]] = {
     "users": (BASE, (2, 4, 8, 16, 32)),
     "rank": (BASE, (1, 2, 4, 8)),
     "uneven": (BASE, (0.0, 1.0)),
-    "attackers": (CROWD, (0, 1)),
+    "attackers": (CROWD, (0, 1, 10)),
 }
 TENSORS = ("lora_A", "lora_B", "lora_delta")  # what this task's shared adapter can hold
 FLOWERS = (

@@ -47,6 +47,7 @@ class Task:
     sizes_K: Tensor  # examples of each: weights in the aggregate
     shares_K: Tensor  # p_k, which add up to one
     mean_OI: Tensor  # M, the minimum of the mean loss over all matrices
+    root_OI: Tensor  # the optimum of one more user, who is the server's own and in no mean
 
     def floor(self, a_RI: Tensor) -> float:
         """The excess of the best B for an A that stays: what M has outside of A's row space is out of reach."""
@@ -65,7 +66,7 @@ def task(setting: Setting, seed: int) -> Task:
     common = {side: _subspace(size, setting.true_rank, seed, "all", side) for side, size in shapes.items()}
     strength_Q = torch.linspace(*STRENGTHS, setting.true_rank, dtype=torch.float64)
 
-    def optimum(user: int) -> Tensor:
+    def optimum(user: object) -> Tensor:
         u, v = (_turned(common[side], _subspace(shapes[side], setting.true_rank, seed, user, side), setting.skew) for side in "UV")
         return (u * strength_Q) @ v.T
 
@@ -73,7 +74,7 @@ def task(setting: Setting, seed: int) -> Task:
     spread_K = [float(torch.empty(()).uniform_(-1, 1, generator=generator(seed, k, "size"))) for k in range(setting.users)]
     sizes_K = torch.tensor([round(100 * 10 ** (setting.uneven * x)) for x in spread_K], dtype=torch.float64)
     shares_K = sizes_K / sizes_K.sum()
-    return Task(optima_KOI, sizes_K, shares_K, mean(shares_K, optima_KOI))
+    return Task(optima_KOI, sizes_K, shares_K, mean(shares_K, optima_KOI), optimum("root"))
 
 
 def start(setting: Setting, seed: int, carried: tuple[str, ...]) -> State:
