@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results privacy synthetic audit attacks bench flower deployment secure lint types unit clean
+.PHONY: help env demo test results privacy synthetic cost audit attacks bench flower deployment secure lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ privacy: env  ## the README's tables of what privacy costs: all users, and kinds
 
 synthetic: env  ## every aggregator on a task whose ideal aggregate is known, against what theory says, into studies/synthetic
 	$(PY) -m simulations synthetic
+
+cost: env  ## seconds and memory of every aggregator's step at the server, against users, into studies/cost
+	$(PY) -m simulations cost
 
 audit: env  ## attack the guarantees with canaries, into audit.json; without noise the attacks must succeed
 	$(PY) -m simulations audit

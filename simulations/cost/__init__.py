@@ -1,0 +1,1 @@
+"""What aggregation costs a server: seconds against users, and memory where releases stream."""
