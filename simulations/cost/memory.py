@@ -26,7 +26,7 @@ def in_process(name: str, users: int, size: int) -> dict[str, Any]:
 
 
 def measured(name: str, users: int, size: int) -> dict[str, Any]:
-    """``peak`` and ``before``: bytes that this process has held at most, in the end and before the first release; seconds.
+    """``peak`` and ``before``: bytes that this process has held at most, in the end and before the first release; CPU seconds.
 
     ``release``: bytes of one.
     """
@@ -34,9 +34,9 @@ def measured(name: str, users: int, size: int) -> dict[str, Any]:
     shared = adapter(aggregator, sized(aggregator, SHAPE, size))
     memory, given = aggregator.init(shared), releases(aggregator, shared, users)
     bytes_up = nbytes(next(releases(aggregator, shared, 1)).update)
-    before, began = peak(), time.perf_counter()
+    before, began = peak(), time.process_time()
     aggregator.apply(memory, shared, given)
-    return {"peak": peak(), "before": before, "release": bytes_up, "seconds": time.perf_counter() - began}
+    return {"peak": peak(), "before": before, "release": bytes_up, "seconds": time.process_time() - began}
 
 
 def peak() -> int:

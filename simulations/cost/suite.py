@@ -23,7 +23,7 @@ from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator
 from strategies.files import write_text
 
-SHAPE = Shape(modules=4, outputs=96, inputs=128, rank=8)  # of what is timed: 28 KiB a release
+SHAPE = Shape(modules=4, outputs=24, inputs=256, rank=8)  # of what is timed: sums of products soon have all ranks
 GROWTH = 1.1  # the largest exponent of work that is still called linear
 LIMIT = 2**30  # bytes
 
@@ -33,7 +33,7 @@ class Size:
     """How much is measured."""
 
     users: tuple[int, ...] = (50, 100, 200, 400)  # of each timed step
-    repetitions: int = 5
+    repetitions: int = 3
     streamed: int = 1000  # users of the stream
     release: int = 5 * 2**20  # bytes of each
 
@@ -52,7 +52,7 @@ class Cost:
     exponent: float  # b of seconds ~ users^b
     growth: float  # b of work ~ users^b: what is judged, as caches and other processes have no part in it
     peak: int | None = None  # bytes; None: not measured, as it needs each user's own release
-    stream_seconds: float | None = None  # making the releases included
+    stream_seconds: float | None = None  # of a CPU, making the releases included
 
 
 def run(size: Size, only: str = "", done: Callable[[dict[str, Cost]], None] = lambda _: None) -> dict[str, Cost]:
