@@ -25,6 +25,8 @@ from client.ranks import masked, masks, narrowed, rank_of
 from client.score import mean_losses, scores
 from client.similar import NEAR, sampled, similarity
 from client.split import split, twin, twinned
+from client.store import origin
+from client.store.manifest import Made
 from client.tower import Blocks, Tower
 from client.train import Trainer, Work, together
 from configs.errors import InputError
@@ -64,7 +66,7 @@ class Node:
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
         self.split = split(scenario, base)
-        self.start = self.split.start()
+        self.start, self.origin = self.split.start(), origin.of(scenario.seed, base, self.split)
         self.tower = Tower(base, self.split.layouts, scenario.engine)
         plain = (x for x in self.split.layouts if x.block not in self.split.scheme.twins)
         layouts = twinned(tuple(fitted(x, self.tower, dataset.public, dataset.label_ids) for x in plain), self.split.scheme)
@@ -87,27 +89,36 @@ class Node:
     # ------------------------------------------------------------------ training
     def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         """Train users for one round and yield each one's release; private tensors go into the store instead."""
+        made = self._made(task)
         for first in range(0, len(users), CHUNK):
-            yield from self._train_chunk(task, users[first : first + CHUNK])
+            yield from self._train_chunk(task, users[first : first + CHUNK], made)
 
-    def _train_chunk(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+    def _made(self, task: Task) -> Made:
+        """How the private adapters of a round come about."""
+        books = [x for x in (self.purse, self.own) if x]
+        ledgers = tuple(f"{x.ledger.path.name}#{x.run}" for x in books)
+        return Made(self.origin, task.round - 1, origin.of_state(task.shared), ledgers)
+
+    def _train_chunk(self, task: Task, users: Sequence[str], made: Made) -> Iterator[Release]:
         began, work = time.perf_counter(), Work()
         received, phases = self._received(task), self._phases(task)
+        before = {user: self._state(user, task, received) for user in users}  # what cannot be read costs no budget
         paying = self._paying(task, users)
         parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in paying}
         users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (paying, {})
         yield from self._silent(task, received, [user for user in paying if user not in users])
         if not users:
             return
-        before = [self._state(user, task, received) for user in users]
-        states = self._chosen(users, before, received) if self.split.scheme.clusters > 1 else before
+        states = [before[user] for user in users]
+        if self.split.scheme.clusters > 1:
+            states = self._chosen(users, states, received)
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
             states = self._phase(task, phase, turns, states, work)
-        for user, old, state in zip(users, before, states, strict=True):
+        for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.kept(k)}
-            if any(v is not old[k] for k, v in private.items()):
-                self.store.save(user, task.round, private)
+            if any(v is not before[user][k] for k, v in private.items()):
+                self.store.save(user, task.round, private, made)
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
                  "seconds": time.perf_counter() - began}  # fmt: skip
         for user, state in zip(users, states, strict=True):
@@ -268,7 +279,7 @@ class Node:
         return {k: sent.get(k, v) for k, v in self.start.items() if not self.split.kept(k)}
 
     def _state(self, user: str, task: Task, received: State) -> State:
-        stored = self.store.load(user, task.round) or {}
+        stored = self.store.load(user, task.round, self.origin) or {}
         seen = masked(received, self._mask(user))
         return {**seen, **self.split.own(self.start, seen), **{k: v.to(self.base.device) for k, v in stored.items()}}
 

@@ -11,6 +11,7 @@ from client.adapters.layout import Layout
 from client.peft_io import save_user
 from client.private import PrivateStore
 from client.split import Split, split
+from client.store import origin
 from client.tower import Tower
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario
@@ -41,7 +42,7 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
     if listed[user] and parts.scheme.references:
         raise InputError(f"scheme '{scenario.scheme}' weighs a user's adapters anew for each text, and no one adapter does that")
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
-    stored = PrivateStore(folder / "private").load(user, last.round + 1) or {}
+    stored = PrivateStore(folder / "private").load(user, last.round + 1, origin.of(scenario.seed, base, parts)) or {}
     layouts, state = parts.model(received | parts.own(parts.start(), received) | stored)
     if not listed[user]:
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received

@@ -42,9 +42,9 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
           observe: rounds.Observer) -> tuple[Checkpoint, list[dict[str, Any]]]:  # fmt: skip
     """Run the rounds and score the test split: the last checkpoint and a row per user."""
     invited(scenario, list(world.dataset.users))
-    store = PrivateStore(folder / "private")
+    store = PrivateStore(folder / "private", flush=False)
     node = Node(scenario, world.base, world.dataset, store)  # before the folder is there: a name that the base lacks leaves nothing
-    with closing(node), checkpoint.held(folder), spending(node, folder) as joint:
+    with closing(node), checkpoint.held(folder), store.held(), spending(node, folder) as joint:
         node.warm()
         checkpoint.begin(folder, scenario)
         last = checkpoint.latest(folder)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from client.data.types import Splits
 from client.node import Node
-from client.private import PrivateStore
+from client.private import UNKNOWN, PrivateStore
 from client.purse import Purse
+from client.store.manifest import Made, Origin
 from configs.scenario import Scenario, label
 from server import rounds
 from simulations.training import World
@@ -27,11 +28,11 @@ class Kept(PrivateStore):
         super().__init__(Path())
         self.states: dict[str, State] = {}
 
-    def load(self, user: str, before: int) -> State | None:  # noqa: ARG002 - the interface
+    def load(self, user: str, before: int, here: Origin | None = None) -> State | None:  # noqa: ARG002 - the interface
         """The user's newest state."""
         return self.states.get(user)
 
-    def save(self, user: str, round_: int, state: State) -> None:  # noqa: ARG002 - the interface
+    def save(self, user: str, round_: int, state: State, made: Made = UNKNOWN) -> None:  # noqa: ARG002 - the interface
         """Keep the newest state alone."""
         self.states[user] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
