@@ -14,7 +14,7 @@ from rich.table import Table
 
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
-from simulations import folders, usage
+from simulations import folders, store, usage
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
 from simulations.synthetic.command import synthetic
@@ -311,6 +311,7 @@ def attack(
 
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
+app.add_typer(store.app, name="store")
 
 
 def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:

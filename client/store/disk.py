@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,13 @@ def create(path: Path, data: bytes) -> bool:
     return True
 
 
+def publish(scratch: Path, path: Path) -> None:
+    """Give a finished file its name, on the same file system."""
+    settle(scratch)
+    scratch.replace(path)
+    settle(path.parent)
+
+
 def make(folder: Path) -> None:
     """Make a folder, and those above it that are missing."""
     if folder.is_dir():
@@ -58,15 +66,21 @@ def sweep(folder: Path, name: str = "*") -> None:
         left.unlink(missing_ok=True)
 
 
+def clear(folder: Path, prefix: str) -> None:
+    """Remove folders with all that is in them, by how their names begin."""
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+
+
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
 
 
-def settle(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def settle(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

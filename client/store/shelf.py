@@ -76,6 +76,29 @@ class Shelf:
             )
         return found
 
+    def damage(self, said: Manifest) -> Iterator[str]:
+        """A sentence for each file of a user that is not what was written."""
+        for version in said.versions:
+            for kind, file in version.files.items():
+                try:
+                    self.read(said.user, version, kind)
+                except InputError as error:
+                    yield str(error)
+                except FileNotFoundError:
+                    yield f"{self.place(said.user) / file.name} is gone, which the manifest beside it names; restore a backup"
+
+    def broken(self, place: Path) -> bool:
+        """Whether a user's manifest cannot be read."""
+        try:
+            self.read_manifest(place)
+        except InputError:
+            return True
+        return False
+
+    def last(self, place: Path) -> int:
+        """The number of a user's last manifest, readable or not; -1 where there is none."""
+        return max(map(_number, place.glob(f"{MANIFEST}.*")), default=-1)
+
     def put(self, user: str, round_: int, parts: Mapping[str, bytes], made: Made, keep: int) -> None:
         """Add a version, in place of one of the same round; of those of earlier rounds, the newest ``keep`` stay."""
         known = self.begin(user)
@@ -99,7 +122,7 @@ class Shelf:
         self._write_manifest(place, after)
         if self.flush:
             disk.settle(place)
-        stay = {*after.names(), KEY, self._manifest(after)}
+        stay = {*after.names(), KEY, self.name(after)}
         for path in place.iterdir():
             if path.name not in stay:
                 path.unlink(missing_ok=True)
@@ -119,9 +142,10 @@ class Shelf:
 
     def _write_manifest(self, place: Path, said: Manifest) -> None:
         """Under a name of its own: to replace one by renaming makes some file systems wait for the disk."""
-        disk.write(place / self._manifest(said), self.vault.close(place, manifest.dump(said), MANIFEST, said.number), self.flush)
+        disk.write(place / self.name(said), self.vault.close(place, manifest.dump(said), MANIFEST, said.number), self.flush)
 
-    def _manifest(self, said: Manifest) -> str:
+    def name(self, said: Manifest) -> str:
+        """The file of a manifest."""
         return f"{MANIFEST}.{said.number}{self.vault.words}"
 
     def _free(self, known: Manifest, round_: int, kind: str) -> str:

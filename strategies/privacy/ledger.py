@@ -56,6 +56,7 @@ HISTORIES = """SELECT user, noise, sum(steps), rate, sampling, kind FROM spends
 
 BOOKINGS = """SELECT run, count(DISTINCT user), count(DISTINCT round), group_concat(DISTINCT what), min(nth) > 0
     FROM spends GROUP BY run ORDER BY run"""
+ROWS = "SELECT user, run, round, what, nth, noise, steps, rate, sampling, kind FROM spends"
 PARTICIPATIONS = "SELECT user, count(*) FROM (SELECT DISTINCT user, run, round FROM spends) GROUP BY user ORDER BY user"
 
 
@@ -168,6 +169,34 @@ class Ledger:
         """Who is booked, sorted."""
         with self._reading() as db:
             return [user for (user,) in db.execute("SELECT DISTINCT user FROM spends ORDER BY user")]
+
+    def copy(self, path: Path) -> None:
+        """Write a whole copy of this moment, whoever books meanwhile."""
+        with self._reading() as db, closing(sqlite3.connect(path)) as copy:
+            db.backup(copy)
+
+    def beyond(self, other: "Ledger") -> int:
+        """How many bookings this ledger holds that another lacks."""
+        return len(self._rows() - other._rows())
+
+    def take_over(self, copy: "Ledger") -> int:
+        """Book what a later copy of this ledger holds beyond it, and return how much. An earlier copy changes nothing.
+
+        Raises `InputError` where each holds what the other lacks: both have gone on by themselves, and neither counts everything.
+        """
+        with self._writing() as db:
+            mine, theirs = set(db.execute(ROWS)), copy._rows()
+            if mine - theirs and theirs - mine:
+                raise InputError(
+                    f"the ledger {self.path} and its copy have each gone on ({len(mine - theirs)} and {len(theirs - mine)} bookings), so "
+                    "that neither counts all that has left; nothing was changed"
+                )
+            db.executemany("INSERT INTO spends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", theirs - mine)
+            return len(theirs - mine)
+
+    def _rows(self) -> set[tuple[object, ...]]:
+        with self._reading() as db:
+            return set(db.execute(ROWS))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
