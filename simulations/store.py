@@ -8,7 +8,6 @@ import typer
 
 from configs.errors import InputError
 from simulations import usage
-from strategies.files import home as default
 
 app = typer.Typer(
     cls=usage.Commands,
@@ -16,12 +15,10 @@ app = typer.Typer(
     epilog=usage.examples("store list", "store backup monday.tar", "store forget ann --key /etc/homing/store.key"),
     rich_markup_mode="rich",
 )
-HOME = Annotated[
-    Path | None, typer.Option("--home", help="A node's home ($HOMING_HOME unless given), or a run's folder.", metavar="FOLDER")
-]
+HOME = Annotated[Path | None, typer.Option("--home", help="A node's home, or a run's folder; else $HOMING_HOME.", metavar="FOLDER")]
 KEY = Annotated[
     str,
-    typer.Option("--key", help="What stores are sealed with: a key file, or keyring:NAME.", envvar="HOMING_STORE_KEY", metavar="KEY"),
+    typer.Option("--key", help="What stores are sealed with: a file, or keyring:NAME.", envvar="HOMING_STORE_KEY", metavar="KEY"),
 ]
 USER = Annotated[str, typer.Argument(help="A user, as 'store list' shows them.", metavar="USER")]
 ARCHIVE = Annotated[Path, typer.Argument(help="The one file of a copy.", metavar="FILE")]
@@ -39,7 +36,7 @@ def list_(home: HOME = None, key: KEY = "") -> None:
     """List users, the rounds whose versions are kept, and what they were made on."""
     from simulations import stores
 
-    usage.console().print(stores.listing(home or default(), key))
+    usage.console().print(stores.listing(_at(home), key))
 
 
 @app.command(epilog=usage.examples("store verify"))
@@ -47,7 +44,7 @@ def verify(home: HOME = None, key: KEY = "") -> None:
     """Read every file and compare its digest. Exit code 1 where one is damaged: each is named, and nothing is changed."""
     from simulations import stores
 
-    wrong, all_ = stores.damage(home or default(), key)
+    wrong, all_ = stores.damage(_at(home), key)
     _say((*(f"damaged: {sentence}" for sentence in wrong), all_))
     if wrong:
         raise typer.Exit(1)
@@ -61,7 +58,7 @@ def backup(archive: ARCHIVE, home: HOME = None, key: KEY = "") -> None:
     """
     from simulations import stores
 
-    _say(stores.backup(home or default(), archive, key))
+    _say(stores.backup(_at(home), archive, key))
 
 
 @app.command(epilog=usage.examples("store restore monday.tar", "store restore monday.tar --key new.key --old-key old.key"))
@@ -77,7 +74,7 @@ def restore(
     """
     from simulations import stores
 
-    _say(stores.restore(archive, home or default(), key, old_key))
+    _say(stores.restore(archive, _at(home), key, old_key))
 
 
 @app.command(epilog=usage.examples("store forget ann", "store forget ann --home /var/lib/homing --key keyring:store"))
@@ -88,7 +85,7 @@ def forget(user: USER, home: HOME = None, key: KEY = "") -> None:
     """
     from simulations import stores
 
-    _say(stores.forget(home or default(), user, key))
+    _say(stores.forget(_at(home), user, key))
 
 
 @app.command(epilog=usage.examples("store revert ann", "store revert ann --run nodes/x-7d1f0a2b"))
@@ -101,7 +98,7 @@ def revert(
     """Drop a user's newest version, so that the one before is used: what to do where the newest is damaged and there is no copy."""
     from simulations import stores
 
-    _say([stores.revert(home or default(), user, run, key)])
+    _say([stores.revert(_at(home), user, run, key)])
 
 
 @app.command(epilog=usage.examples("store key /etc/homing/store.key", "store key keyring:homing"))
@@ -127,7 +124,13 @@ def rekey(
 
     if bool(new) == clear:
         raise InputError("store rekey takes a new key, or --open; 'store key FILE' makes one")
-    _say(stores.rekey(home or default(), new, key))
+    _say(stores.rekey(_at(home), new, key))
+
+
+def _at(home: Path | None) -> Path:
+    from strategies.files import home as default
+
+    return home or default()
 
 
 def _say(lines: Iterable[str]) -> None:

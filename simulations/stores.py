@@ -51,7 +51,7 @@ def restore(archive: Path, at: Path, key: str, old_key: str) -> Iterator[str]:
     if done.ahead:
         yield f"the ledgers here hold {done.ahead} bookings that the copy lacks, and keep them"
     elif done.booked or begins:
-        yield f"warning: {done.booked} bookings came from the copy, and none here is later: what left after {done.created} is not counted"
+        yield f"warning: {done.booked} bookings are the copy's, and none here is later: what left after {done.created} is not counted"
 
 
 def forget(at: Path, user: str, key: str) -> Iterator[str]:

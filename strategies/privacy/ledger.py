@@ -188,7 +188,7 @@ class Ledger:
             mine, theirs = set(db.execute(ROWS)), copy._rows()
             if mine - theirs and theirs - mine:
                 raise InputError(
-                    f"the ledger {self.path} and its copy have each gone on ({len(mine - theirs)} and {len(theirs - mine)} bookings), so "
+                    f"the ledger {self.path} and its copy each went on ({len(mine - theirs)} and {len(theirs - mine)} bookings), so "
                     "that neither counts all that has left; nothing was changed"
                 )
             db.executemany("INSERT INTO spends VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", theirs - mine)

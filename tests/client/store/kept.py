@@ -1,0 +1,68 @@
+"""A node's home with one run's store and a ledger, in the clear and sealed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.private import PrivateStore
+from client.store.keys import Key
+from client.store.manifest import Made, Origin
+from strategies.privacy.events import Event
+from strategies.privacy.ledger import LEDGER, Ledger, Spend
+from strategies.tree import State
+
+HERE = Origin("ba" * 32, "70" * 32, "ad" * 32)
+MADE = Made(HERE, 1, "5a" * 32, ("ledger.sqlite#x",))
+RUN = "x-1234abcd"
+NAMES = ("annabel", "bob", "Zoë / 9")
+
+
+def state(seed: int, size: int = 200) -> State:
+    """Some tensors."""
+    draw = torch.Generator().manual_seed(seed)
+    return {"private/a": torch.randn(size, 3, generator=draw), "private/b": torch.randn(size, generator=draw).bfloat16()}
+
+
+def equal(one: State | None, other: State | None) -> bool:
+    """Whether two states are the same to the last bit; neither is None."""
+    assert one is not None and other is not None
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
+
+
+def spend(home: Path, user: str, round_: int) -> None:
+    """Book a round of a user's."""
+    with Ledger(home / LEDGER) as ledger:
+        ledger.spend([Spend(user, "x", round_, "private", Event(1.0, 3, 0.5), keyed=False)])
+
+
+def fill(home: Path, key: Key | None, rounds: int = 3) -> PrivateStore:
+    """Three users' rounds, booked and kept."""
+    store = PrivateStore(home / "nodes" / RUN, key)
+    home.mkdir(parents=True, exist_ok=True)
+    for round_ in range(1, rounds + 1):
+        for at, user in enumerate(NAMES):
+            spend(home, user, round_)
+            store.save(user, round_, state(10 * round_ + at), MADE)
+    return store
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder but locks."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and ".locks" not in p.parts}
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def wants(folder: Path, key: Key | None, users: tuple[str, ...], alone: bool, told: Any) -> None:
+    """Ask for users or a whole store, and tell what came of it: "" if it was given."""
+    try:
+        with PrivateStore(folder, key).held(users, alone):
+            told.send("")
+    except Exception as error:
+        told.send(f"{type(error).__name__}: {error}")
