@@ -18,6 +18,7 @@ from client.objective import logits
 from client.peft_io import load_lora, save_user
 from client.private import PrivateStore
 from client.split import split
+from client.store.manifest import Made
 from client.tower import Tower
 from client.train import Trainer
 from configs import scenario as scenarios
@@ -239,7 +240,7 @@ def test_factors_fitted_to_public_texts_are_fitted_again(
     node.close()
     state = loud(node.split.layouts)
     own = {k: v for k, v in state.items() if k.startswith("private/")}
-    PrivateStore(tmp_path / "run" / "private").save("bob", 1, own)
+    PrivateStore(tmp_path / "run" / "private").save("bob", 1, own, Made(node.origin))
     checkpoint.begin(tmp_path / "run", scenario)
     checkpoint.commit(tmp_path / "run", Checkpoint(1, {n.partition("/")[2]: state[n] for n in state.keys() - own.keys()}, {}, []))
     export_user(tmp_path / "run", "bob", tmp_path / "out", base)

@@ -39,8 +39,8 @@ from strategies.privacy.noise import keyed
 
 second, draws, save = (home() / "ledger.sqlite").exists(), itertools.count(), PrivateStore.save
 
-def spoils(self, user, round_, state):
-    save(self, user, round_, state)
+def spoils(self, user, round_, state, made):
+    save(self, user, round_, state, made)
     for value in state.values() if second else ():
         value.fill_(torch.nan)
     if second:

@@ -225,8 +225,8 @@ def uploaded(world: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     spoilt, draws, real = itertools.count(), itertools.count(), PrivateStore.save
     client_app._LOADED.clear()
 
-    def save(self: PrivateStore, user: str, round_: int, state: Any) -> None:
-        real(self, user, round_, state)
+    def save(self: PrivateStore, user: str, round_: int, state: Any, made: Any) -> None:
+        real(self, user, round_, state, made)
         for value in state.values() if poison else ():
             value.fill_(torch.nan)
             next(spoilt)

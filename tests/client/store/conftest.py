@@ -1,5 +1,6 @@
 """A key, or none, and a node's home."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,9 @@ def key(request: pytest.FixtureRequest, made_key: Key) -> Key | None:
 def home(tmp_path: Path) -> Path:
     """Where a node keeps everything."""
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def unflushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here cuts the power, so none waits for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

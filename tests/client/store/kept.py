@@ -1,5 +1,6 @@
 """A node's home with one run's store and a ledger, in the clear and sealed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,20 @@ def equal(one: State | None, other: State | None) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
 
 
-def spend(home: Path, user: str, round_: int) -> None:
-    """Book a round of a user's."""
+def spend(home: Path, users: Iterable[str], *rounds: int) -> None:
+    """Book these rounds of these users."""
+    home.mkdir(parents=True, exist_ok=True)
     with Ledger(home / LEDGER) as ledger:
-        ledger.spend([Spend(user, "x", round_, "private", Event(1.0, 3, 0.5), keyed=False)])
+        ledger.spend([Spend(user, "x", n, "private", Event(1.0, 3, 0.5), keyed=False) for user in users for n in rounds])
 
 
-def fill(home: Path, key: Key | None, rounds: int = 3) -> PrivateStore:
+def fill(home: Path, key: Key | None, rounds: int = 3, booked: bool = True) -> PrivateStore:
     """Three users' rounds, booked and kept."""
     store = PrivateStore(home / "nodes" / RUN, key)
-    home.mkdir(parents=True, exist_ok=True)
+    if booked:
+        spend(home, NAMES, *range(1, rounds + 1))
     for round_ in range(1, rounds + 1):
         for at, user in enumerate(NAMES):
-            spend(home, user, round_)
             store.save(user, round_, state(10 * round_ + at), MADE)
     return store
 

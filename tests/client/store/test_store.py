@@ -38,7 +38,7 @@ def newest(store: PrivateStore, user: str = ANN) -> Path:
 
 # ---------------------------------------------------------------------- versions
 def test_a_round_that_is_repeated_starts_where_it_started_first_and_older_versions_go(home: Path, key: Key | None) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     assert equal(store.load(ANN, 3), state(20)) and equal(store.load(ANN, 99), state(30))
     store.save(ANN, 3, state(31), MADE)
     again = of(home, key)
@@ -48,14 +48,14 @@ def test_a_round_that_is_repeated_starts_where_it_started_first_and_older_versio
 
 
 def test_who_has_lost_what_they_had_does_not_begin_anew(home: Path, key: Key | None) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     assert store.load(ANN, 1) is None, "their first round begins from nothing, however often"
     with pytest.raises(InputError, match=r"'annabel' had before round 2 is no longer .* holds of them: 2, 3; .* restore a backup"):
         store.load(ANN, 2)
 
 
 def test_rounds_that_do_not_count_are_dropped_and_a_user_without_any_other_with_them(home: Path, key: Key | None) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     store.save("late", 3, state(1), MADE)
     store.forget_after(2)
     assert equal(of(home, key).load(ANN, 99), state(20)) and of(home, key).load("late", 99) is None
@@ -63,14 +63,14 @@ def test_rounds_that_do_not_count_are_dropped_and_a_user_without_any_other_with_
 
 
 def test_a_version_may_hold_more_than_an_adapter_and_all_of_it_counts_at_once(home: Path, key: Key | None) -> None:
-    store = fill(home, key, 1)
+    store = fill(home, key, 1, booked=False)
     store.save_parts(ANN, 2, {"private": state(1), "memory": state(2), "slow": state(3)}, MADE)
     found = of(home, key).parts(ANN, 3, HERE)
     assert set(found) == {"private", "memory", "slow"} and equal(found["memory"], state(2)) and equal(found["slow"], state(3))
 
 
 def test_the_manifest_says_what_a_version_was_made_on_and_which_files_it_has(home: Path) -> None:
-    folder = place(fill(home, None))
+    folder = place(fill(home, None, booked=False))
     (path,) = folder.glob("manifest.*")
     said = json.loads(path.read_text())
     last = said["versions"][-1]
@@ -90,7 +90,7 @@ SPOILS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_a_damaged_state_is_said_to_be_so_and_nothing_stands_in_for_it(home: Path, key: Key | None, spoil: str) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     path = newest(store)
     SPOILS[spoil](path)
     before = files(home)
@@ -102,7 +102,7 @@ def test_a_damaged_state_is_said_to_be_so_and_nothing_stands_in_for_it(home: Pat
 
 @pytest.mark.parametrize("spoil", ["a bit", "cut", "empty", "gone"])
 def test_a_damaged_manifest_is_no_new_user(home: Path, key: Key | None, spoil: str) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     (path,) = place(store).glob("manifest.*")
     SPOILS[spoil](path)
     before = files(home)
@@ -114,7 +114,7 @@ def test_a_damaged_manifest_is_no_new_user(home: Path, key: Key | None, spoil: s
 
 @pytest.mark.parametrize("spoil", ["a bit", "cut", "gone"])
 def test_a_store_without_a_whole_head_is_no_new_store(home: Path, key: Key | None, spoil: str) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     SPOILS[spoil](store.folder / "store.json")
     before = files(home)
     if spoil == "a bit" and key is None:
@@ -125,7 +125,7 @@ def test_a_store_without_a_whole_head_is_no_new_store(home: Path, key: Key | Non
 
 
 def test_a_newer_format_is_not_guessed_at(home: Path) -> None:
-    (path,) = place(fill(home, None)).glob("manifest.*")
+    (path,) = place(fill(home, None, booked=False)).glob("manifest.*")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(InputError, match=r"has format 2, .* use a newer program"):
         of(home, None).load(ANN, 9)
@@ -134,7 +134,7 @@ def test_a_newer_format_is_not_guessed_at(home: Path) -> None:
 # ---------------------------------------------------------------------- origin
 @pytest.mark.parametrize("part", HERE._fields)
 def test_what_was_made_for_another_base_tokenizer_or_adapter_is_not_loaded(home: Path, key: Key | None, part: str) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     asked = HERE._replace(**{part: "cc" * 32})
     there = getattr(HERE, part)[:12]
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_what_was_made_for_another_base_tokenizer_or_adapter_is_not_loaded(home:
 
 
 def test_what_was_made_for_something_unknown_is_not_loaded_either(home: Path) -> None:
-    store = fill(home, None)
+    store = fill(home, None, booked=False)
     store.save(ANN, 4, state(4))
     with pytest.raises(InputError, match=r"base \(unknown\)"):
         store.load(ANN, 9, HERE)
@@ -153,7 +153,7 @@ def test_what_was_made_for_something_unknown_is_not_loaded_either(home: Path) ->
 
 # ---------------------------------------------------------------------- seals
 def test_without_the_key_neither_names_nor_numbers_can_be_read(home: Path, made_key: Key) -> None:
-    store = fill(home, made_key)
+    store = fill(home, made_key, booked=False)
     with store.held(NAMES):
         found = {str(p.relative_to(home)): p.read_bytes() for p in store.folder.rglob("*") if p.is_file()}
     for path, data in found.items():
@@ -168,7 +168,7 @@ def test_without_the_key_neither_names_nor_numbers_can_be_read(home: Path, made_
 
 @pytest.mark.parametrize("how", ["user", "round", "kind"])
 def test_a_sealed_file_opens_in_its_own_place_only(home: Path, made_key: Key, how: str) -> None:
-    store = fill(home, made_key)
+    store = fill(home, made_key, booked=False)
     shelf = store.begin()
     data = (place(store) / "000003.sealed").read_bytes()
     asked = {"user": (ANN, 3, "private"), "round": (ANN, 3, "private"), "kind": (ANN, 3, "private")}[how]
@@ -183,8 +183,8 @@ def test_a_sealed_file_opens_in_its_own_place_only(home: Path, made_key: Key, ho
 
 
 def test_another_key_none_or_one_too_many_is_one_sentence_and_changes_nothing(home: Path, made_key: Key, tmp_path: Path) -> None:
-    fill(home / "a", made_key)
-    fill(home / "b", None)
+    fill(home / "a", made_key, booked=False)
+    fill(home / "b", None, booked=False)
     other, before = keys.make(str(tmp_path / "other.key")), files(home)
     wrong = f"sealed with key {made_key.id}, and .*other.key holds key {other.id}"
     none = f"is sealed with key {made_key.id}; name it: store-key"
@@ -234,7 +234,7 @@ def test_a_key_may_lie_in_the_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_and_folders_are_for_their_owner_alone_whatever_the_umask(home: Path, key: Key | None, umask: int) -> None:
     def work() -> None:
         os.umask(umask)
-        with fill(home, key).held(NAMES):
+        with fill(home, key, booked=False).held(NAMES):
             os._exit(0)
 
     home.mkdir()
@@ -247,7 +247,7 @@ def test_files_and_folders_are_for_their_owner_alone_whatever_the_umask(home: Pa
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_there_stays(home: Path, key: Key | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     before = files(home)
 
     def full(*_: Any) -> int:
@@ -271,7 +271,7 @@ def attempt(home: Path, key: Key | None, users: tuple[str, ...], alone: bool) ->
 
 
 def test_two_processes_may_have_different_users_and_never_the_same(home: Path, key: Key | None) -> None:
-    store = fill(home, key)
+    store = fill(home, key, booked=False)
     with store.held([ANN]):
         assert attempt(home, key, ("bob",), False) == ""
         for users, alone in (((ANN, "bob"), False), ((), True)):

@@ -1,6 +1,7 @@
-"""A process that is killed before any one of its calls that change the disk leaves what was committed, and the same call again ends it."""
+"""A process that is killed before any of its calls that change the disk leaves what was committed, and the same call again ends it."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -48,16 +49,21 @@ def killed(work: Callable[[], Any], at: int) -> bool:
         os._exit(0)
 
 
+def copied(folder: Path, at: int) -> Path:
+    """Another copy of the home that is there whole."""
+    return Path(shutil.copytree(folder / "whole", folder / str(at)))
+
+
 def store_of(home: Path, key: Key | None) -> PrivateStore:
     return PrivateStore(home / "nodes" / RUN, key)
 
 
 @pytest.mark.parametrize("flush", [True, False])
 def test_a_save_is_wholly_there_or_not_at_all(tmp_path: Path, key: Key | None, flush: bool) -> None:
-    ends = set()
+    ends, at = set(), 0
+    fill(tmp_path / "whole", key, 2, booked=False)
     for at in range(200):
-        home = tmp_path / str(at)
-        fill(home, key, 2)
+        home = copied(tmp_path, at)
         died = killed(lambda home=home: PrivateStore(home / "nodes" / RUN, key, flush).save(ANN, 3, state(30), MADE), at)
         found = store_of(home, key).load(ANN, 9, HERE)
         there = equal(found, state(30))
@@ -74,6 +80,7 @@ def test_a_save_is_wholly_there_or_not_at_all(tmp_path: Path, key: Key | None, f
 
 
 def test_a_first_save_is_wholly_there_or_the_user_is_new(tmp_path: Path, key: Key | None) -> None:
+    at = 0
     for at in range(200):
         home = tmp_path / str(at)
         died = killed(lambda home=home: store_of(home, key).save(ANN, 3, state(30), MADE), at)
@@ -91,9 +98,9 @@ def test_a_rekey_that_is_cut_off_loses_nothing_is_said_and_goes_on(tmp_path: Pat
     other = keys.make(str(tmp_path / "other.key"))
     old, new = {"seal": (None, made_key), "again": (made_key, other), "open": (made_key, None)}[way]
     said = 0
-    for at in range(0, 400, 3):
-        home = tmp_path / str(at)
-        fill(home, old, 2)
+    fill(tmp_path / "whole", old, 2, booked=False)
+    for at in range(0, 400, 7):
+        home = copied(tmp_path, at)
         folder = home / "nodes" / RUN
         died = killed(lambda folder=folder: rekey(folder, old, new), at)
         for key in (old, new):
@@ -116,9 +123,10 @@ def test_a_rekey_that_is_cut_off_loses_nothing_is_said_and_goes_on(tmp_path: Pat
 
 
 def test_a_user_who_is_forgotten_twice_because_of_a_kill_is_gone(tmp_path: Path, key: Key | None) -> None:
+    fill(tmp_path / "whole", key, 2)
+    at = 0
     for at in range(200):
-        home = tmp_path / str(at)
-        fill(home, key, 2)
+        home = copied(tmp_path, at)
         died = killed(lambda home=home: forget(home, ANN, key), at)
         receipt = forget(home, ANN, key)
         assert '"found_after": []' in receipt.read_text()
