@@ -13,7 +13,7 @@ from client.private import LOCKS
 from client.store import disk, manifest, places
 from client.store.keys import Key
 from client.store.manifest import now
-from client.store.vault import folder_name
+from client.store.vault import MANIFEST, Plain, folder_name
 from configs.errors import InputError, nearest
 from strategies.privacy.ledger import JOINT, LEDGER, Ledger
 
@@ -46,7 +46,8 @@ def forget(at: Path, user: str, key: Key | None) -> Path:
             for path in sorted(place.iterdir()) if place.is_dir() else ():
                 data = path.read_bytes()
                 removed.append({"file": path.relative_to(at).as_posix(), **manifest.file("", data)._asdict()})
-                needles += _slices(data)
+                needles += _slices(path, data)
+        needles = _own(needles, at, set(homes.values()))
         for name, place in homes.items():
             _remove(place, {folder_name(user), place.name})
             disk.sweep(at / name)
@@ -58,7 +59,7 @@ def forget(at: Path, user: str, key: Key | None) -> Path:
         }  # fmt: skip
         receipt = _write(at / FOLDER, said)
     if left:
-        raise InputError(f"{left[0]} still holds what is user '{user}''s; {receipt} says what was removed")
+        raise InputError(f"{left[0]} still holds the name or bytes of user '{user}'; {receipt} says what was removed")
     return receipt
 
 
@@ -80,12 +81,24 @@ def _booked(path: Path, user: str) -> int:
         return ledger.participations().get(user, 0)
 
 
-def _slices(data: bytes) -> Iterator[bytes]:
-    """Pieces of a file that stand nowhere else: short runs of bytes, many of which differ."""
-    step = max(1, len(data) // (SLICES + 1))
-    for start in range(step, len(data) - SLICE, step):
+def _slices(path: Path, data: bytes) -> Iterator[bytes]:
+    """Pieces of a file of tensors behind its header: short runs of bytes, many of which differ."""
+    if path.name.startswith(MANIFEST):
+        return
+    head = 8 + int.from_bytes(data[:8], "little") if path.suffix == Plain.suffix else 0
+    step = max(1, (len(data) - head) // (SLICES + 1))
+    for start in range(head + step, len(data) - SLICE, step):
         if len(set(piece := data[start : start + SLICE])) > SLICE // 2:
             yield piece
+
+
+def _own(needles: list[bytes], at: Path, homes: set[Path]) -> list[bytes]:
+    """Those that no other user's files hold, too: an adapter that has not moved yet is everybody's."""
+    for folder in places.stores(at).values():
+        for path in (p for p in folder.glob("[!.]*/[0-9]*") if p.parent not in homes):
+            data = path.read_bytes()
+            needles = [needle for needle in needles if needle not in data]
+    return needles
 
 
 def _search(at: Path, user: str, folders: set[str], needles: list[bytes]) -> Iterator[Path]:

@@ -230,7 +230,7 @@ def test_a_key_may_lie_in_the_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------- files
-@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o177])
 def test_files_and_folders_are_for_their_owner_alone_whatever_the_umask(home: Path, key: Key | None, umask: int) -> None:
     def work() -> None:
         os.umask(umask)
