@@ -7,7 +7,8 @@ node: Flower gives a node another id when it comes back, and a run may be resume
 
 A node keeps the users that ``users`` in its node config names (by commas), or its partition of the scenario's users
 (``partition-id`` of ``num-partitions``: every so manieth one), or all that its data has. What differs from machine to machine
-the node config may say instead of the scenario: ``data-path`` for ``data.path``, ``device`` for ``engine.device``.
+the node config may say instead of the scenario: ``data-path`` for ``data.path``, ``device`` for ``engine.device``. ``store-key`` names
+the key that private adapters are sealed with: a file, or ``keyring:NAME``.
 
 Under guarantee E, and under U where users noise their own releases, a node draws its noise from the operating system and books it in
 ``$HOMING_HOME``, for all runs, before it trains. Under U otherwise it clips each of its users and leaves the rest to the server. A
@@ -32,6 +33,7 @@ from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
 from client.private import PrivateStore, folder_name
+from client.store import keys
 from configs.errors import InputError, nearest
 from configs.home import home
 from configs.scenario import Scenario, scenario_hash
@@ -69,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
         node = open_kept(context, order.run)
         if node.scenario.privacy.secure:
             raise InputError("privacy.secure: this node lets an update out under masks only")
-        with spending(node, order.run, simulated(context.node_config)):
+        with held(node, order), spending(node, order.run, simulated(context.node_config)):
             releases: Iterable[Release] = door.bare(_trained(node, order))
             if node.split.aggregator.linear:
                 limit = node.scenario.max_release_norm
@@ -87,7 +89,7 @@ def train_secure(message: Message, context: Context) -> Message:
         node = open_kept(context, order.run)
         how = secure.form(node.scenario, node.split.aggregator, order.task, call)
         bits = secure.seeded(node.scenario, order.task, order.users[0]) if played else None
-        with spending(node, order.run, played):
+        with held(node, order), spending(node, order.run, played):
             releases = door.bare(_trained(node, order))
             vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users), bits)
         answer = secure.begin(_sums(order.run, me), how.terms, me, vector_M)
@@ -118,7 +120,9 @@ def evaluate(message: Message, context: Context) -> Message:
         raise InputError("scores do not leave a node under a guarantee; where they may, set privacy.waive=[scores]")
     with door.closed_to_errors():
         order = wire.decode_order(message.content)
-        rows = open_kept(context, order.run).evaluate(order.task, order.part, order.controls)
+        node = open_kept(context, order.run)
+        with node.store.held():
+            rows = node.evaluate(order.task, order.part, order.controls)
         return door.reply(message, wire.encode_rows(rows), {})
 
 
@@ -128,6 +132,11 @@ def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
         raise InputError(f"this node keeps no user '{strangers[0]}'")
     own_noise.check(node.scenario, order.task)
     return node.train(order.task, order.users)
+
+
+def held(node: Node, order: wire.Order) -> AbstractContextManager[None]:
+    """Keep those users of an order who are this node's to this process."""
+    return node.store.held(user for user in order.users if user in node.dataset.users)
 
 
 def _sums(run: str, me: str) -> Path:
@@ -144,7 +153,8 @@ def open_kept(context: Context, run: str) -> Node:
             raise InputError(f"users of the node config: the scenario has no user '{name}'{nearest(name, everyone.users)}")
     users, unseen = mine(everyone.users, context.node_config), mine(everyone.unseen, context.node_config)
     node.dataset = replace(everyone, users=users, unseen=unseen)
-    node.store, node.rank = PrivateStore(home() / "nodes" / folder_name(run)), _rank(context.node_config)
+    key, played = keys.read(_text(context.node_config, "store-key")[0]), simulated(context.node_config)
+    node.store, node.rank = PrivateStore(home() / "nodes" / folder_name(run), key, not played), _rank(context.node_config)
     return node
 
 

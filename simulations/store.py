@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from configs.errors import InputError
+from configs.home import home as default
 from simulations import usage
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ def list_(home: HOME = None, key: KEY = "") -> None:
     """List users, the rounds whose versions are kept, and what they were made on."""
     from simulations import stores
 
-    usage.console().print(stores.listing(_at(home), key))
+    usage.console().print(stores.listing(home or default(), key))
 
 
 @app.command(epilog=usage.examples("store verify"))
@@ -44,7 +45,7 @@ def verify(home: HOME = None, key: KEY = "") -> None:
     """Read every file and compare its digest. Exit code 1 where one is damaged: each is named, and nothing is changed."""
     from simulations import stores
 
-    wrong, all_ = stores.damage(_at(home), key)
+    wrong, all_ = stores.damage(home or default(), key)
     _say((*(f"damaged: {sentence}" for sentence in wrong), all_))
     if wrong:
         raise typer.Exit(1)
@@ -58,7 +59,7 @@ def backup(archive: ARCHIVE, home: HOME = None, key: KEY = "") -> None:
     """
     from simulations import stores
 
-    _say(stores.backup(_at(home), archive, key))
+    _say(stores.backup(home or default(), archive, key))
 
 
 @app.command(epilog=usage.examples("store restore monday.tar", "store restore monday.tar --key new.key --old-key old.key"))
@@ -74,7 +75,7 @@ def restore(
     """
     from simulations import stores
 
-    _say(stores.restore(archive, _at(home), key, old_key))
+    _say(stores.restore(archive, home or default(), key, old_key))
 
 
 @app.command(epilog=usage.examples("store forget ann", "store forget ann --home /var/lib/homing --key keyring:store"))
@@ -85,7 +86,7 @@ def forget(user: USER, home: HOME = None, key: KEY = "") -> None:
     """
     from simulations import stores
 
-    _say(stores.forget(_at(home), user, key))
+    _say(stores.forget(home or default(), user, key))
 
 
 @app.command(epilog=usage.examples("store revert ann", "store revert ann --run nodes/x-7d1f0a2b"))
@@ -98,7 +99,7 @@ def revert(
     """Drop a user's newest version, so that the one before is used: what to do where the newest is damaged and there is no copy."""
     from simulations import stores
 
-    _say([stores.revert(_at(home), user, run, key)])
+    _say([stores.revert(home or default(), user, run, key)])
 
 
 @app.command(epilog=usage.examples("store key /etc/homing/store.key", "store key keyring:homing"))
@@ -124,13 +125,7 @@ def rekey(
 
     if bool(new) == clear:
         raise InputError("store rekey takes a new key, or --open; 'store key FILE' makes one")
-    _say(stores.rekey(_at(home), new, key))
-
-
-def _at(home: Path | None) -> Path:
-    from strategies.files import home as default
-
-    return home or default()
+    _say(stores.rekey(home or default(), new, key))
 
 
 def _say(lines: Iterable[str]) -> None:
