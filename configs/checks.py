@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from configs.errors import InputError, close, did_you_mean
+from configs.plain import hints
 
 RULES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 YES_NO = "YAML reads yes, no, on and off as true and false: put quotes around them"
@@ -22,7 +23,7 @@ def check(tree: Mapping[Any, Any], root: type, prefix: str = "") -> None:
 
 def paths(kind: type, prefix: str = "") -> Iterator[str]:
     """Every name that a dataclass and its groups know, with dots: ``rounds``, ``shared``, ``shared.rank``, ..."""
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in hints(kind).items():
         yield f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
             yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
@@ -41,22 +42,22 @@ def unknown_key(name: str, root: type) -> InputError:
 
 
 def _check(tree: Mapping[Any, Any], kind: type, root: type, prefix: str) -> None:
-    hints = typing.get_type_hints(kind)
+    known = hints(kind)
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if key not in hints:
+        if key not in known:
             raise unknown_key(name, root)
-        if not dataclasses.is_dataclass(hints[key]):
-            _check_value(name, hints[key], value)
+        if not dataclasses.is_dataclass(known[key]):
+            _check_value(name, known[key], value)
         elif isinstance(value, Mapping):
-            _check(value, typing.cast(type, hints[key]), root, f"{name}.")
+            _check(value, typing.cast(type, known[key]), root, f"{name}.")
         else:
-            raise _no_group(name, typing.get_type_hints(hints[key]), value)
+            raise _no_group(name, hints(known[key]), value)
 
 
-def _no_group(name: str, hints: Mapping[str, Any], value: object) -> InputError:
-    meant = did_you_mean([f"{name}.name={value}"] if "name" in hints and isinstance(value, str) else [])
-    return InputError(f"{name} must be a group of keys ({', '.join(hints)}), got {_said(value)}{meant}")
+def _no_group(name: str, known: Mapping[str, Any], value: object) -> InputError:
+    meant = did_you_mean([f"{name}.name={value}"] if "name" in known and isinstance(value, str) else [])
+    return InputError(f"{name} must be a group of keys ({', '.join(known)}), got {_said(value)}{meant}")
 
 
 def _check_value(name: str, hint: Any, value: Any) -> None:

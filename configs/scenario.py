@@ -4,6 +4,7 @@ Defaults live here; a YAML file holds only what differs; ``key=value`` overrides
 result (device, width of a pass, caches) sits apart in `Engine` and is left out of the scenario's hash.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
+from configs.plain import hints, plain
 
 HERE = Path(__file__).resolve().parent
 
@@ -319,12 +321,9 @@ def build(tree: Any) -> Scenario:
     """Turn a mapping or an OmegaConf tree into a `Scenario`, checking names, types and values."""
     try:
         tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
-        plain = typing.cast(dict[str, Any], OmegaConf.to_container(_spelt_out(tree), resolve=True))
-        check(plain, Scenario)
-        merged: Any = OmegaConf.merge(OmegaConf.structured(Scenario), plain)
-        for name in typing.get_type_hints(Scenario):
-            _check_group(name, merged[name])
-        return typing.cast(Scenario, OmegaConf.to_object(merged))
+        said = typing.cast(dict[str, Any], OmegaConf.to_container(_spelt_out(tree), resolve=True))
+        check(said, Scenario)
+        return _made(OmegaConf.merge(_schema(), said))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
@@ -333,15 +332,16 @@ def build(tree: Any) -> Scenario:
 
 def to_yaml(scenario: Scenario) -> str:
     """The whole resolved scenario as YAML; `load` reads it back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(scenario))
+    return OmegaConf.to_yaml(OmegaConf.create(plain(scenario, Scenario)))
+
+
+LATE = ("scheme_options", "shared_ranks", "root_users")  # what came later, and says nothing, changes no digits
 
 
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(scenario))  # makes 1 a 1.0 where a field is a float
-    late = [
-        key for key in ("scheme_options", "shared_ranks", "root_users") if not tree[key]
-    ]  # what came later, and says nothing, changes no digits
+    tree: Any = plain(scenario, Scenario)
+    late = [key for key in LATE if not tree[key]]
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
@@ -377,6 +377,22 @@ def _spelt_out(tree: DictConfig) -> DictConfig:
     if OmegaConf.select(tree, "privacy.guarantee") is False:
         tree["privacy"]["guarantee"] = "off"
     return tree
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """Names, types and defaults. Made once, as it takes longer than all the rest; whoever merges into it gets a copy."""
+    return typing.cast(DictConfig, OmegaConf.structured(Scenario))
+
+
+def _made(tree: Any) -> Scenario:
+    """A scenario of a complete tree. A value that its group refuses is named with the group."""
+    try:
+        return typing.cast(Scenario, OmegaConf.to_object(tree))
+    except InputError:
+        for name in hints(Scenario):
+            _check_group(name, tree[name])
+        raise
 
 
 def _check_group(name: str, group: Any) -> None:

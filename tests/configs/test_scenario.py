@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from configs import checks
 from configs.errors import InputError, nearest
@@ -102,6 +103,19 @@ def test_what_is_written_reads_back_as_an_equal_scenario(
     again = load(written(tmp_path_factory.mktemp("round"), to_yaml(chosen)))
     assert again == chosen
     assert scenario_hash(again) == scenario_hash(chosen)
+
+
+def test_it_is_written_and_hashed_as_omegaconf_types_it() -> None:
+    chosen = replace(DEMO, shared=Adapter(alpha=4, targets=("q_proj",)), shared_ranks=(1, 2), scheme_options={"lam": 1})
+    assert to_yaml(chosen) == OmegaConf.to_yaml(OmegaConf.structured(chosen))
+    assert "alpha: 4.0\n" in to_yaml(chosen) and "lam: 1.0\n" in to_yaml(chosen)
+    assert scenario_hash(chosen) == scenario_hash(build(OmegaConf.structured(chosen)))
+
+
+def test_no_scenario_begins_with_what_another_one_said() -> None:
+    first = build({"aggregator_options": {"lr": 1.0}, "shared": {"rank": 3}, "privacy": {"example": {"shares": {"final": 2.0}}}})
+    first.aggregator_options["beta"] = first.privacy.example.shares["shared"] = 7.0
+    assert build({}) == Scenario() != first
 
 
 def test_the_written_scenario_leaves_nothing_unsaid() -> None:
