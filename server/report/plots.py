@@ -3,6 +3,7 @@
 On the page a gain is turned so that positive is better: the loss of ``shared`` minus the loss of ``shared + private``.
 """
 
+import functools
 import html
 import math
 from typing import Any
@@ -246,26 +247,37 @@ def _duration(seconds: float) -> str:
 
 
 def styled(figure: go.Figure, height: int, legend: bool = False) -> go.Figure:
-    """The page's look: no paper of its own, quiet grids, a legend above where one is wanted."""
+    """The page's look, in place of Plotly's own template."""
+    figure.layout.template = _look(legend)
+    figure.layout.height, figure.layout.showlegend = height, legend
+    return figure
+
+
+@functools.cache
+def _look(legend: bool) -> go.layout.Template:
+    """No paper of its own, quiet grids, a legend above where one is wanted. Made once, as Plotly takes long to check it."""
     axis: dict[str, Any] = {
         "gridcolor": _GRID,
         "zerolinecolor": "rgba(128,128,128,0.7)",
+        "zerolinewidth": 2,
         "zeroline": False,
         "linecolor": _GRID,
+        "ticks": "",
         "automargin": True,
         "title": {"standoff": 10, "font": {"size": 13}},
         "tickfont": {"size": 12},
     }
-    template = {"layout": {"xaxis": axis, "yaxis": axis, "colorway": ["#0072b2"]}}
-    figure.update_layout(
-        template=template,
-        height=height,
-        margin={"l": 8, "r": 12, "t": 36 if legend else 24, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": _FONT, "size": 13, "color": _INK},
-        showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        hoverlabel={"font": {"family": _FONT}},
-    )
-    return figure
+    layout: dict[str, Any] = {
+        "xaxis": axis,
+        "yaxis": axis,
+        "colorway": ["#0072b2"],
+        "autotypenumbers": "strict",  # a name that looks like a number is a name
+        "margin": {"l": 8, "r": 12, "t": 36 if legend else 24, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": _FONT, "size": 13, "color": _INK},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left", "font": {"family": _FONT}},
+    }
+    return go.layout.Template(layout=layout)
