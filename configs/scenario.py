@@ -4,6 +4,7 @@ Defaults live here; a YAML file holds only what differs; ``key=value`` overrides
 result (device, width of a pass, caches) sits apart in `Engine` and is left out of the scenario's hash.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
-from configs.plain import hints, plain
+from configs.plain import plain
 
 HERE = Path(__file__).resolve().parent
 
@@ -309,7 +310,14 @@ def load(source: str | Path = "movielens", overrides: Sequence[str] = ()) -> Sce
     Another aggregator or scheme begins with its own options, not with those that the file has for the one it names.
     Raises `InputError` for an unknown key, a wrong type or an impossible value.
     """
-    tree, changes = _read(source), [_known(reading.override(item)) for item in overrides]
+    path = _path(source)
+    return copy.deepcopy(_load(path, reading.text(path), tuple(overrides)))
+
+
+@functools.lru_cache(maxsize=32)
+def _load(path: Path, text: str, overrides: tuple[str, ...]) -> Scenario:
+    """Files of runs are read again and again; what is wrong is not kept, and so is said again."""
+    tree, changes = _known(reading.tree(path, text)), [_known(reading.override(item)) for item in overrides]
     for key, default in (("aggregator", Scenario.aggregator), ("scheme", Scenario.scheme)):
         named = tree.get(key, default)
         if any(change.get(key, named) != named for change in changes):
@@ -323,7 +331,7 @@ def build(tree: Any) -> Scenario:
         tree = tree if isinstance(tree, DictConfig) else OmegaConf.create(tree)
         said = typing.cast(dict[str, Any], OmegaConf.to_container(_spelt_out(tree), resolve=True))
         check(said, Scenario)
-        return _made(OmegaConf.merge(_schema(), said))
+        return reading.typed(said, Scenario)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
@@ -352,7 +360,7 @@ def label(scenario: Scenario) -> str:
     return f"{scenario.name}-{scenario_hash(scenario)}"
 
 
-def _read(source: str | Path) -> DictConfig:
+def _path(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         path = HERE / f"{source}.yaml"
@@ -360,7 +368,7 @@ def _read(source: str | Path) -> DictConfig:
         named = [p.stem for p in HERE.glob("*.yaml")]
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent != HERE else []
         raise InputError(f"no scenario '{source}'{nearest(Path(source).name, [*named, *beside])}")
-    return _known(reading.tree(path))
+    return path
 
 
 def _known(tree: DictConfig) -> DictConfig:
@@ -377,28 +385,3 @@ def _spelt_out(tree: DictConfig) -> DictConfig:
     if OmegaConf.select(tree, "privacy.guarantee") is False:
         tree["privacy"]["guarantee"] = "off"
     return tree
-
-
-@functools.cache
-def _schema() -> DictConfig:
-    """Names, types and defaults. Made once, as it takes longer than all the rest; whoever merges into it gets a copy."""
-    return typing.cast(DictConfig, OmegaConf.structured(Scenario))
-
-
-def _made(tree: Any) -> Scenario:
-    """A scenario of a complete tree. A value that its group refuses is named with the group."""
-    try:
-        return typing.cast(Scenario, OmegaConf.to_object(tree))
-    except InputError:
-        for name in hints(Scenario):
-            _check_group(name, tree[name])
-        raise
-
-
-def _check_group(name: str, group: Any) -> None:
-    """Check the values of a group by itself: it does not know under which name it stands."""
-    try:
-        if isinstance(group, DictConfig):
-            OmegaConf.to_object(group)
-    except InputError as error:
-        raise InputError(str(error) if str(error).startswith(f"{name}.") else f"{name}.{error}") from None

@@ -118,6 +118,15 @@ def test_no_scenario_begins_with_what_another_one_said() -> None:
     assert build({}) == Scenario() != first
 
 
+def test_a_file_that_has_changed_is_read_again_and_what_was_read_is_the_readers_own(tmp_path: Path) -> None:
+    path = written(tmp_path, "aggregator_options: {lr: 0.5}\n")
+    first = load(path)
+    first.aggregator_options["lr"] = 9.0
+    assert load(path).aggregator_options == {"lr": 0.5}
+    written(tmp_path, "aggregator_options: {lr: 0.7}\n")
+    assert load(path).aggregator_options == {"lr": 0.7}
+
+
 def test_the_written_scenario_leaves_nothing_unsaid() -> None:
     text = to_yaml(DEMO)
     assert all(f"{path.rpartition('.')[2]}:" in text for path in checks.paths(Scenario))
