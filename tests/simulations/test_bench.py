@@ -3,8 +3,6 @@
 import ast
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +20,9 @@ from simulations.bench.ours import Fused
 from simulations.bench.theirs import Lean, Usual
 from simulations.bench.world import TINY, layouts, local, random_ids, random_model, starts
 from strategies.tree import State
+from tests.simulations.command import call
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-ROOT = Path(__file__).resolve().parents[2]
 Visit = Callable[[Sequence[State], Tensor], Result]
 
 
@@ -37,9 +35,8 @@ def fused() -> Iterator[Fused]:
 
 def test_the_command_writes_every_quick_figure_with_its_unit(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "simulations", "bench", "--quick", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    said = call("bench", "--quick", "--out", out)
+    assert said.code == 0, said.err
     figures = json.loads(out.read_text())
     assert list(figures) == [name for b in suite.BENCHMARKS if b.quick for name in b.names]
     for name, figure in figures.items():
@@ -47,7 +44,7 @@ def test_the_command_writes_every_quick_figure_with_its_unit(tmp_path: Path) -> 
         assert figure["ours"] > 0 and figure["theirs"] > 0
         by = figure["theirs"] / figure["ours"] if "tokens per" not in figure["unit"] else figure["ours"] / figure["theirs"]
         assert figure["ratio"] == pytest.approx(by)
-        assert name in done.stdout
+        assert name in said.out
 
 
 def test_one_benchmark_can_be_asked_for_by_any_of_its_figures_and_is_told_as_soon_as_it_is_done() -> None:
