@@ -30,7 +30,8 @@ env: .venv/ready  ## make the environment, the default model and the default dat
 demo: env  ## personalize SmolLM2 for MovieLens users and print what it brought
 	$(PY) -m simulations run demo
 
-test: lint types unit  ## lint, types, tests
+test: lint  ## lint, types, tests
+	$(MAKE) -j 2 types unit
 
 results: env  ## the README's tables: three seeds with every control, on three data sets (hours on two cores)
 	for scenario in results sotu debian; do $(PY) -m simulations study $$scenario --seeds 3 || exit; done
@@ -69,9 +70,9 @@ lint: env
 types: env
 	$(PY) -m pyright
 
-# Two processes; a file's tests stay together, as they share what they have made.
+# Two processes; a file's tests stay together, as they share what they have made; the longest files come first (tests/conftest.py).
 unit: env
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

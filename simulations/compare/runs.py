@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from configs.errors import InputError
@@ -55,11 +57,20 @@ def _each(scenarios: Mapping[str, Scenario], places: Mapping[str, Path], jobs: i
         yield from ((key, _one(scenario, places[key], track)) for key, scenario in scenarios.items())
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), usage.quiet) as pool:
+    with ProcessPoolExecutor(jobs, _context(), usage.quiet) as pool:
         narrow = {key: replace(scenario, engine=replace(scenario.engine, threads=threads)) for key, scenario in scenarios.items()}
         waiting = {pool.submit(_one, scenario, places[key], track): key for key, scenario in narrow.items()}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
+
+
+def _context() -> BaseContext:
+    """How processes begin: forked from one that has imported everything, once, where that is safe; else each imports for itself."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["simulations.run", "transformers.modeling_utils"])
+    return context
 
 
 def _one(scenario: Scenario, place: Path, track: Sequence[str]) -> InputError | None:
