@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # loads its statistics at their first use: most commands never come to it
 from numpy.typing import ArrayLike
-from scipy import stats
 
 TIE = 1e-9  # a user whose difference is smaller is neither helped nor harmed
 EXACT = 50  # users up to which the signed-rank test is exact; above, its normal approximation
@@ -63,7 +63,7 @@ def auc(score_N: ArrayLike, positive_N: ArrayLike) -> float | None:
     negatives = positive_N.size - positives
     if positives == 0 or negatives == 0:
         return None
-    ranks_N = stats.rankdata(np.asarray(score_N, float))
+    ranks_N = scipy.stats.rankdata(np.asarray(score_N, float))
     return float((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
@@ -81,7 +81,7 @@ def ci95(values_U: ArrayLike) -> list[float]:
     values_U = np.asarray(values_U, float)
     if values_U.size < 2 or not np.isfinite(values_U).all():
         return [math.nan, math.nan]
-    half = stats.t.ppf(0.975, values_U.size - 1) * values_U.std(ddof=1) / math.sqrt(values_U.size)
+    half = scipy.stats.t.ppf(0.975, values_U.size - 1) * values_U.std(ddof=1) / math.sqrt(values_U.size)
     return [float(values_U.mean() - half), float(values_U.mean() + half)]
 
 
@@ -116,9 +116,9 @@ def _wilcoxon(delta_U: np.ndarray) -> float:
         return math.nan
     delta_U = delta_U[delta_U != 0]
     if delta_U.size > EXACT:
-        result: Any = stats.wilcoxon(delta_U, method="asymptotic")
+        result: Any = scipy.stats.wilcoxon(delta_U, method="asymptotic")
         return float(result.pvalue)
-    doubled_U = np.rint(2 * stats.rankdata(np.round(np.abs(delta_U), 9))).astype(int)  # mean ranks end in .0 or .5
+    doubled_U = np.rint(2 * scipy.stats.rankdata(np.round(np.abs(delta_U), 9))).astype(int)  # mean ranks end in .0 or .5
     chance = np.ones(1)  # chance[s]: that the doubled ranks of the positive differences add up to s
     for rank in doubled_U:
         chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
