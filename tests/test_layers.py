@@ -18,6 +18,8 @@ FLOWER = {
     "client/resident.py",
     "client/secure_wire.py",
     "client/wire.py",
+    "simulations/deploy/faulty.py",
+    "simulations/deploy/stranger.py",
     "server/app.py",
     "server/grid.py",
     "server/secure_grid.py",
