@@ -10,11 +10,11 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results privacy synthetic cost audit attacks bench flower deployment secure lint types unit clean
+.PHONY: help env demo test results privacy synthetic cost audit attacks bench flower deployment deploy-test secure lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 env: .venv/ready  ## make the environment, the default model and the default data
 
@@ -59,6 +59,9 @@ flower: env  ## a real `flwr run` on Ray against the fused run of the same scena
 
 deployment: env  ## the same over a real SuperLink and two SuperNodes on this machine
 	$(PY) -m simulations.parity --deployment --nodes 2
+
+deploy-test: env  ## a federation of three nodes behind nginx, broken on purpose in many ways, into deploy.json (wants nginx, half an hour)
+	$(PY) -m simulations.deploy.trial
 
 secure: env  ## a secure sum over a real SuperLink and three SuperNodes, one of which drops out
 	HOMING_DEPLOYMENT=1 $(PY) -m pytest tests/server/test_secure_deployment.py
