@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -38,6 +39,7 @@ class Keeper:
         self.wait: dict[str, float] = {}  # seconds until the next start
         self.due: dict[str, float] = {}
         self.files = ExitStack()
+        self.busy, self.over = threading.Lock(), False
 
     def __enter__(self) -> "Keeper":
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,8 @@ class Keeper:
 
     def __exit__(self, *_: object) -> None:
         """End all of them: first they are asked, then they are killed."""
+        with self.busy:
+            self.over = True  # whoever looks after this in another thread starts nothing again
         for process in self.running.values():
             with suppress(ProcessLookupError):
                 process.terminate()
@@ -61,8 +65,11 @@ class Keeper:
 
     def look(self) -> None:
         """Start again what has ended, sooner the longer it had been there."""
-        now = self.clock()
-        for name, process in self.running.items():
+        with self.busy:
+            self._look(self.clock())
+
+    def _look(self, now: float) -> None:
+        for name, process in self.running.items() if not self.over else ():
             if process.poll() is None:
                 continue
             if name not in self.due:

@@ -98,7 +98,7 @@ def tried(address: tuple[str, int], link: int, authority: Path, unknown: Path, k
     found = doors(address, authority)
     found["unregistered key"] = pull(address, authority, theirs, own)
     found["a node's key for another node's messages"] = pull(address, authority, mine, other)
-    found["headers of two minutes ago"] = pull(address, authority, mine, own, 120.0)
+    found["headers of six minutes ago"] = pull(address, authority, mine, own, 360.0)
     if bad := [f"{what}: {status}" for what, status in found.items() if status not in REFUSED]:
         raise InputError(f"not refused: {', '.join(bad)}")
     ports = [f"port of {name}: {'open' if is_open else 'closed'}" for name, is_open in answering.items()]

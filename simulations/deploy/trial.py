@@ -300,8 +300,9 @@ def fused(source: str, overrides: Sequence[str], folder: Path) -> State:
     return train(scenario, world, folder, (), lambda _row: None)[0].shared
 
 
-def trial(source: str, overrides: Sequence[str], kills: Sequence[str], faulty: Sequence[str], folder: Path) -> Mapping[str, Any]:
-    """All of it; what `deploy.json` holds."""
+def trial(source: str, overrides: Sequence[str], kills: Sequence[str], faulty: Sequence[str], folder: Path,
+          keep: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:  # fmt: skip
+    """All of it; what `deploy.json` holds. ``keep`` is told what has come out so far."""
     here = fused(source, overrides, folder / "fused")
     names = [f"n{i}" for i in range(NODES)] + ["out"]
     with hosts(names) as where, federation(folder, where) as fed:
@@ -309,21 +310,19 @@ def trial(source: str, overrides: Sequence[str], kills: Sequence[str], faulty: S
         there = checkpoint.latest(place)
         assert there is not None
         apart = max(float((here[name] - there.shared[name]).abs().max()) for name in here)
-        found: dict[str, Any] = {
+        faults: dict[str, Any] = {}
+        found = {
             "rounds": ROUNDS, "nodes": NODES, "users": USERS, "max_abs_diff": apart, "hosts_apart": where.apart,
-            "seconds_per_round": seconds(place), "faults": {}, "refused": strangers(fed),
+            "seconds_per_round": seconds(place), "faults": faults, "refused": [*strangers(fed), revoked(fed)],
         }  # fmt: skip
-        say(found)
+        keep(found)
         for number, name in enumerate(kills):
-            key = name if name not in found["faults"] else f"{name}, {number}"
-            found["faults"][key] = struck(fed, source, overrides, name, number)
-            say({key: found["faults"][key]})
+            key = name if name not in faults else f"{name}, {number}"
+            faults[key] = struck(fed, source, overrides, name, number)
+            keep(found)
         for kind in faulty:
-            found["faults"][f"node sends {kind}" if kind != "slow" else "node is 10 times as slow"] = misbehaved(
-                fed, source, overrides, kind
-            )
-            say(list(found["faults"].items())[-1])
-        found["refused"].append(revoked(fed))
+            faults["node is 10 times as slow" if kind == "slow" else f"node sends {kind}"] = misbehaved(fed, source, overrides, kind)
+            keep(found)
         return found
 
 
@@ -350,9 +349,13 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     kills = [] if said.none else random.choices(list(KILLS), k=said.random) if said.random else list(KILLS)
     faulty = () if said.none or said.random else FAULTY
+
+    def keep(found: Mapping[str, Any]) -> None:
+        said.out.write_text(json.dumps(found, indent=1) + "\n")
+        say(list(found["faults"].items())[-1:] or {name: value for name, value in found.items() if name != "refused"})
+
     with tempfile.TemporaryDirectory(prefix="homing-trial-") as scratch:
-        found = trial(said.scenario, said.overrides or SMALL, kills, faulty, Path(scratch).resolve())
-    said.out.write_text(json.dumps(found, indent=1) + "\n")
+        found = trial(said.scenario, said.overrides or SMALL, kills, faulty, Path(scratch).resolve(), keep)
     bad = [name for name, fault in found["faults"].items() if fault["users_lost"] or not fault["ledger_ok"]]
     say(f"{said.out}: {len(found['faults'])} faults, {len(bad)} with a loss{': ' + ', '.join(bad) if bad else ''}")
     sys.exit(bool(bad))
