@@ -97,7 +97,7 @@ def write(path: Path, what: Server | Member) -> None:
 def _read(path: Path, kind: type[T]) -> T:
     if not path.is_file():
         raise InputError(f"{path} is not there")
-    said: Any = OmegaConf.to_container(reading.tree(path))
+    said: Any = OmegaConf.to_container(reading.tree(path, reading.text(path)))
     kinds = {name: hint for name, hint in typing.get_type_hints(kind).items() if name != "folder"}
     for name, value in said.items():
         if name not in kinds:
