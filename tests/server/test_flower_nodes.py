@@ -9,13 +9,14 @@ import torch
 from flwr.app import Context, Message
 
 from client import wire
+from client.private import PrivateStore, folder_name
 from configs.errors import InputError
 from server import aggregation, checkpoint, rounds
 from server import app as server_app
 from server import grid as server_grid
 from server.grid import TRIES, GridRuntime
 from strategies.base import Release, Task
-from tests.server.flower_world import USERS, LocalGrid, distance, fused, private, scenario_of, shift
+from tests.server.flower_world import USERS, LocalGrid, distance, fused, scenario_of, shift
 
 pytestmark = pytest.mark.usefixtures("home")
 WARDS = ({"users": "ann,ben"}, {"users": "cat"}, {"users": "dan,eve,fay"})
@@ -187,6 +188,8 @@ def test_a_run_whose_nodes_come_and_go_ends_where_one_process_ends(world: str, h
     again = [m.metadata.dst_node_id for m, _ in grid.sent if m.metadata.message_type == "train" and m.metadata.group_id == "2"]
     assert again == [first, third, 2000, second, third] and checkpoint.latest(tmp_path / "there") is not None
     assert distance(here.shared, there.shared) < 5e-5 * shift(here.shared, start)
-    mine, theirs = private(tmp_path / "fused"), private(home / "nodes")
-    assert mine.keys() == theirs.keys() and len(mine) >= USERS
-    assert max(distance(mine[user], theirs[user]) for user in mine) < 5e-5 * shift(here.shared, start)
+    mine, theirs = PrivateStore(tmp_path / "fused" / "private"), PrivateStore(home / "nodes" / folder_name("x"))
+    for user in runtime.users():
+        one, other = mine.load(user, 9), theirs.load(user, 9)
+        assert one is not None and other is not None and distance(one, other) < 5e-5 * shift(here.shared, start)
+    assert len(runtime.users()) == USERS
