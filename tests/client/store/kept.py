@@ -61,10 +61,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def wants(folder: Path, key: Key | None, users: tuple[str, ...], alone: bool, told: Any) -> None:
-    """Ask for users or a whole store, and tell what came of it: "" if it was given."""
-    try:
-        with PrivateStore(folder, key).held(users, alone):
-            told.send("")
-    except Exception as error:
-        told.send(f"{type(error).__name__}: {error}")
+def wants(told: Any) -> None:
+    """Ask for what a pipe names, users or a whole store, and tell what comes of it: "" if it is given. None ends it."""
+    while asked := told.recv():
+        folder, key, users, alone = asked
+        try:
+            with PrivateStore(folder, key).held(users, alone):
+                told.send("")
+        except Exception as error:
+            told.send(f"{type(error).__name__}: {error}")

@@ -4,7 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,7 @@ from configs.errors import InputError
 from tests.client.store.kept import HERE, MADE, NAMES, RUN, equal, files, fill, flip, state, wants
 
 ANN = NAMES[0]
-FORKS, SERVER = multiprocessing.get_context("fork"), multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.client.store.kept"])
+FORKS = multiprocessing.get_context("fork")
 
 
 def of(home: Path, key: Key | None) -> PrivateStore:
@@ -260,23 +260,33 @@ def test_a_full_disk_is_one_sentence_and_what_was_there_stays(home: Path, key: K
 
 
 # ---------------------------------------------------------------------- locks
-def attempt(home: Path, key: Key | None, users: tuple[str, ...], alone: bool) -> str:
-    """What another process is told that wants these users, or the whole store."""
-    ours, theirs = SERVER.Pipe(False)
-    child = SERVER.Process(target=wants, args=(home / "nodes" / RUN, key, users, alone, theirs))
+@contextmanager
+def another() -> Iterator[Callable[..., str]]:
+    """Another process, begun before this one holds anything. Called, it asks for users or a store and says what it is told."""
+    ours, theirs = FORKS.Pipe()
+    child = FORKS.Process(target=wants, args=(theirs,))
     child.start()
-    assert ours.poll(60), "it has not answered"
-    child.join(20)
-    return ours.recv()
+
+    def ask(*asked: Any) -> str:
+        ours.send(asked)
+        assert ours.poll(60), "it has not answered"
+        return ours.recv()
+
+    try:
+        yield ask
+    finally:
+        ours.send(None)
+        child.join(20)
 
 
 def test_two_processes_may_have_different_users_and_never_the_same(home: Path, key: Key | None) -> None:
     store = fill(home, key, booked=False)
-    with store.held([ANN]):
-        assert attempt(home, key, ("bob",), False) == ""
-        for users, alone in (((ANN, "bob"), False), ((), True)):
-            said = attempt(home, key, users, alone)
-            assert "in use by another process; wait until it is done" in said and "\n" not in said
-    with store.held(alone=True):
-        assert "in use" in attempt(home, key, ("bob",), False)
-    assert attempt(home, key, (ANN,), False) == attempt(home, key, (), True) == ""
+    with another() as ask:
+        with store.held([ANN]):
+            assert ask(store.folder, key, ("bob",), False) == ""
+            for users, alone in (((ANN, "bob"), False), ((), True)):
+                said = ask(store.folder, key, users, alone)
+                assert "in use by another process; wait until it is done" in said and "\n" not in said
+        with store.held(alone=True):
+            assert "in use" in ask(store.folder, key, ("bob",), False)
+        assert ask(store.folder, key, (ANN,), False) == ask(store.folder, key, (), True) == ""

@@ -99,7 +99,7 @@ def test_a_rekey_that_is_cut_off_loses_nothing_is_said_and_goes_on(tmp_path: Pat
     old, new = {"seal": (None, made_key), "again": (made_key, other), "open": (made_key, None)}[way]
     said = 0
     fill(tmp_path / "whole", old, 2, booked=False)
-    for at in range(0, 400, 7):
+    for at in range(0, 400, 13):
         home = copied(tmp_path, at)
         folder = home / "nodes" / RUN
         died = killed(lambda folder=folder: rekey(folder, old, new), at)
@@ -119,13 +119,13 @@ def test_a_rekey_that_is_cut_off_loses_nothing_is_said_and_goes_on(tmp_path: Pat
         assert all(equal(PrivateStore(folder, new).load(user, 2, HERE), state(10 + i)) for i, user in enumerate(NAMES))
         if not died:
             break
-    assert said > 5
+    assert said > 2
 
 
 def test_a_user_who_is_forgotten_twice_because_of_a_kill_is_gone(tmp_path: Path, key: Key | None) -> None:
     fill(tmp_path / "whole", key, 2)
     at = 0
-    for at in range(200):
+    for at in range(0, 200, 2):
         home = copied(tmp_path, at)
         died = killed(lambda home=home: forget(home, ANN, key), at)
         receipt = forget(home, ANN, key)
