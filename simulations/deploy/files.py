@@ -44,13 +44,16 @@ class Member:
     partition: str = ""  # instead of names, i/n: every n-th user of the scenario from the i-th on
     rank: int = 0  # of the shared LoRA at most so many ranks; 0: all
     epsilon: float = 0.0  # the most of guarantee E that is spent here on anyone; 0: what scenarios say
+    store_key: str = ""  # seals private adapters: a file, or keyring:NAME (docs/store.md)
     noise: str = ""  # "seed" makes of it a node that is only played
     trainer: bool = True  # keep the base model in a process of its own, for all messages
     folder: Path = Path()  # where the file lies, with the node's key and the authority's certificate
 
     def config(self) -> str:
         """What Flower calls a node config."""
-        said: dict[str, Any] = {"data-path": self.data, "device": self.device, "users": ",".join(self.users), "noise": self.noise}
+        key = str(self.folder / self.store_key) if self.store_key and not self.store_key.startswith("keyring:") else self.store_key
+        said: dict[str, Any] = {"data-path": self.data, "device": self.device, "users": ",".join(self.users), "noise": self.noise,
+                                "store-key": key}  # fmt: skip
         text = [f'{name}="{value}"' for name, value in said.items() if value]
         numbers = {"rank": self.rank, "epsilon": self.epsilon}
         if self.partition:

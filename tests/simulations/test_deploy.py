@@ -88,10 +88,10 @@ def test_what_is_written_is_read_again(lab: Path, tmp_path: Path) -> None:
     assert (server.name, server.port, server.home) == ("hospital.example", 9443, lab / "home")
     assert (member.superlink, member.users, member.home) == ("hospital.example:9443", ("ann", "ben"), lab / "nodes" / "clinic" / "home")
     assert member.config() == 'users="ann,ben"'
-    made = Member("a:1", device="cuda", data="/d", partition="0/3", epsilon=8.0, rank=4, trainer=False)
+    made = Member("a:1", device="cuda", data="/d", partition="0/3", epsilon=8.0, rank=4, trainer=False, store_key="/k")
     files.write(tmp_path / "node.yaml", made)
     assert replace(files.member(tmp_path), folder=Path(), home=Path("home")) == made
-    assert made.config() == 'data-path="/d" device="cuda" rank=4 epsilon=8.0 partition-id=0 num-partitions=3'
+    assert made.config() == 'data-path="/d" device="cuda" store-key="/k" rank=4 epsilon=8.0 partition-id=0 num-partitions=3'
 
 
 @pytest.mark.parametrize(
