@@ -252,9 +252,7 @@ def gate(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
-            """Not a word."""
-
+    Anything.log_message = lambda *_: None  # type: ignore[method-assign] - not a word
     folder = shutil.copytree(lab, tmp_path_factory.mktemp("gate") / "lab")
     behind = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Anything)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
