@@ -347,6 +347,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="instead of six users of MovieLens")
     said = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # processes and namespaces go with this one
     kills = [] if said.none else random.choices(list(KILLS), k=said.random) if said.random else list(KILLS)
     faulty = () if said.none or said.random else FAULTY
 
