@@ -19,7 +19,8 @@ process does, and has ledgers for each run beside its private adapters: its prom
 import copy
 import functools
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +68,13 @@ def train(message: Message, context: Context) -> Message:
     """
     door = _door(context)
     with door.closed_to_errors():
-        order = wire.decode_order(message.content)
+        order, began = wire.decode_order(message.content), time.perf_counter()
         node = open_kept(context, order.run)
+        load = time.perf_counter() - began
         if node.scenario.privacy.secure:
             raise InputError("privacy.secure: this node lets an update out under masks only")
         with held(node, order), spending(node, order.run, simulated(context.node_config)):
-            releases: Iterable[Release] = door.bare(_trained(node, order))
+            releases: Iterable[Release] = door.bare(_timed(_trained(node, order), load))
             if node.split.aggregator.linear:
                 limit = node.scenario.max_release_norm
                 releases = total(r for r in releases if refusal(r, order.task.shared, limit) is None)
@@ -137,6 +139,13 @@ def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
 def held(node: Node, order: wire.Order) -> AbstractContextManager[None]:
     """Keep those users of an order who are this node's to this process."""
     return node.store.held(user for user in order.users if user in node.dataset.users)
+
+
+def _timed(releases: Iterable[Release], seconds: float) -> Iterator[Release]:
+    """The releases, the first of which says how long the base and the data took to be there."""
+    for release in releases:
+        yield replace(release, metrics={**release.metrics, "load": seconds})
+        seconds = 0.0
 
 
 def _sums(run: str, me: str) -> Path:

@@ -5,7 +5,7 @@
 | the users' names | yes | yes |
 | updates of the shared adapter, their weights, how many users | yes | yes: noised, or clipped for a server that noises their sum |
 | how many users are within an adaptive bound | yes | yes, where there is one: the server noises it |
-| ``counters``: tokens, examples, loss, steps, seconds | yes | where ``privacy.waive`` has them |
+| ``counters``: tokens, examples, loss, steps, seconds, load | yes | where ``privacy.waive`` has them |
 | under ``privacy.secure``: messages of masks, instead of the three above | yes | yes: the sum that they give is noised |
 | ``scores``: the rows of an evaluation | yes | where ``privacy.waive`` has them |
 | what went wrong | yes | no, as a sentence may quote data: it stands in the node's own log |

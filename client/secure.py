@@ -32,7 +32,7 @@ from strategies.files import read_state, write_state, write_text
 from strategies.privacy.discrete import Bits, Grid, entropy, fit, keyed, noised, quantize, restore, unknown_noises
 from strategies.tree import State, generator
 
-COUNTED = ("users", *METRICS)
+COUNTED = ("users", *(name for name in METRICS if name != "load"))
 LIMB, LIMBS, FRACTION = 20, 3, 20  # bits, how many, bits after the point
 MOST = 2 ** (LIMB * LIMBS - FRACTION) - 1  # the largest count
 STATE, VECTOR = "state.json", "vector.safetensors"

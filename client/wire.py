@@ -30,7 +30,7 @@ from strategies.base import Release, Task
 from strategies.privacy.user_level import BIT
 from strategies.tree import State
 
-METRICS = ("tokens", "examples", "loss", "steps", "seconds")  # sums over users
+METRICS = ("tokens", "examples", "loss", "steps", "seconds", "load")  # sums over users; seconds of training, and before it
 SUMS = (*METRICS, BIT)  # and the users within an adaptive bound; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}

@@ -93,6 +93,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         "train_loss": tally.metrics["loss"] / tally.metrics["examples"] if tally.metrics["examples"] else None,
         "update_norm": norm(subtract(shared, state.shared)),
     }
+    if tally.metrics["load"]:  # nodes are other processes, and say so
+        row["node_seconds"] = {"loading": tally.metrics["load"], "training": tally.metrics["seconds"]}
     if wanted := followed(scenario, task.round):
         row["validation"] = averages(runtime.evaluate(Task(task.round + 1, shared), "validation", wanted))
         clock.lap("evaluate")

@@ -165,10 +165,17 @@ def _strike(fed: Federation, strike: Strike, place: Path) -> None:
 
 
 def seconds(place: Path) -> dict[str, float]:
-    """Seconds of a round by part, means over the rounds of a run."""
-    rows = [row["seconds"] | row.get("node_seconds", {}) for row in read_rounds(place)]
-    parts = dict.fromkeys(part for row in rows for part in row)
-    return {part: round(sum(row.get(part, 0.0) for row in rows) / len(rows), 3) for part in parts}
+    """Seconds of a round by part, means over the rounds of a run; those of loading and training are means over nodes, too.
+
+    ``waiting``: of an exchange with the nodes what is neither: Flower's polls, processes that start, the slowest node.
+    """
+    rows, found = read_rounds(place), dict[str, list[float]]()
+    for row in rows:
+        parts, nodes = row["seconds"], {part: s / NODES for part, s in row.get("node_seconds", {}).items()}
+        waiting = parts.get("train", 0.0) - sum(nodes.values())
+        for part, value in {"waiting": waiting, **nodes, **{p: s for p, s in parts.items() if p != "train"}}.items():
+            found.setdefault(part, []).append(value)
+    return {part: round(sum(values) / len(rows), 3) for part, values in found.items()}
 
 
 def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:

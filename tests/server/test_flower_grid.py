@@ -83,7 +83,7 @@ def test_nothing_but_the_declared_records_leaves_a_node_and_no_private_number_is
     for reply in replies:
         assert set(reply.content) == {"update.0", "release.0"}
         assert set(reply.content["update.0"]) == set(task.shared)
-        assert set(reply.content["release.0"]) == {"weight", "users", "tokens", "examples", "loss", "steps", "seconds"}
+        assert set(reply.content["release.0"]) == {"weight", "users", "tokens", "examples", "loss", "steps", "seconds", "load"}
         assert not hidden & {array.numpy().tobytes() for array in reply.content["update.0"].values()}  # type: ignore[union-attr]
     for message, reply in grid.sent:
         if message.metadata.message_type == "query":
