@@ -15,6 +15,7 @@ import pytest
 from client.private import PrivateStore
 from client.store import disk, keys, manifest
 from client.store.keys import Key
+from client.store.vault import FORMAT, KEY
 from configs.errors import InputError
 from tests.client.store.kept import HERE, MADE, NAMES, RUN, equal, files, fill, flip, state, wants
 
@@ -164,6 +165,9 @@ def test_without_the_key_neither_names_nor_numbers_can_be_read(home: Path, made_
     assert not any(numbers[:24] in data for data in found.values())
     nonces = [data[: keys.NONCE] for path, data in found.items() if path.endswith((".sealed", "/key"))]
     assert len(nonces) == 3 * 4 == len(set(nonces)), "a fresh nonce for each file"
+    places = [place(store, user) for user in NAMES]
+    own = {keys.unseal(made_key.secret, (p / KEY).read_bytes(), FORMAT, KEY, p.name) for p in places}
+    assert len(own) == 3 and None not in own, "a key for each user"
 
 
 @pytest.mark.parametrize("how", ["user", "round", "kind"])

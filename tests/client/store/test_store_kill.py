@@ -59,18 +59,20 @@ def store_of(home: Path, key: Key | None) -> PrivateStore:
 
 
 @pytest.mark.parametrize("flush", [True, False])
-def test_a_save_is_wholly_there_or_not_at_all(tmp_path: Path, key: Key | None, flush: bool) -> None:
+@pytest.mark.parametrize("round_", [3, 2], ids=["new", "repeated"])
+def test_a_save_is_wholly_there_or_not_at_all(tmp_path: Path, key: Key | None, flush: bool, round_: int) -> None:
     ends, at = set(), 0
     fill(tmp_path / "whole", key, 2, booked=False)
     for at in range(200):
         home = copied(tmp_path, at)
-        died = killed(lambda home=home: PrivateStore(home / "nodes" / RUN, key, flush).save(ANN, 3, state(30), MADE), at)
+        died = killed(lambda home=home: PrivateStore(home / "nodes" / RUN, key, flush).save(ANN, round_, state(30), MADE), at)
         found = store_of(home, key).load(ANN, 9, HERE)
         there = equal(found, state(30))
         ends.add(there)
         assert there or equal(found, state(20))
-        assert equal(store_of(home, key).load(ANN, 3, HERE), state(20)) and equal(store_of(home, key).load("bob", 9), state(21))
-        store_of(home, key).save(ANN, 3, state(30), MADE)
+        assert equal(store_of(home, key).load(ANN, round_, HERE), state(10 * round_ - 10))
+        assert equal(store_of(home, key).load("bob", 9), state(21))
+        store_of(home, key).save(ANN, round_, state(30), MADE)
         shelf = store_of(home, key).begin()
         assert equal(store_of(home, key).load(ANN, 9), state(30))
         assert len(list(shelf.place(ANN).iterdir())) == 3 + (key is not None), "nothing is left of the killed one"
