@@ -12,6 +12,7 @@ from client.base import Base
 from client.data.types import Dataset, Encoded, Splits
 from client.node import Node
 from client.private import PrivateStore
+from client.store.manifest import Made
 from client.train import Learner, Trainer, Work
 from configs.scenario import Adapter, Local, Scenario
 from strategies.base import Release, Task
@@ -82,7 +83,7 @@ def test_a_head_begins_anew_each_round_whatever_the_user_has_stored(node: Node) 
     for user in node.users():
         stored = node.store.load(user, 2)
         assert stored
-        node.store.save(user, 1, {n: v + 1.0 for n, v in stored.items()})
+        node.store.save(user, 1, {n: v + 1.0 for n, v in stored.items()}, Made(node.origin))
     states = watched(node, Task(2, start(node)))[0][0][2]
     assert all(torch.equal(s[k], node.start[k]) for s in states for k in s if node.split.owner(k) == "private")
     again = [r.update for r in watched(node, Task(1, start(node)))[1]]

@@ -132,6 +132,8 @@ class _Spent(Free):
 class _Bare:
     """Noise of a user's own that is none."""
 
+    ledger, run = Free.ledger, "x"
+
     def book(self, _task: Task, users: Any) -> frozenset[str]:
         return frozenset(users)
 
