@@ -236,7 +236,7 @@ def test_what_needs_training_is_not_asked_of_a_short_study(short: Found) -> None
         ("control variates undo the drift of users", ("scaffold", "fedit", "fedprox"), "skew"),
         ("an update of the server's own survives ten attackers of sixteen", ("fltrust", "median"), "attackers"),
         ("nobody within the rank is better than the best of the rank", ("flora", "flexlora"), "skew"),
-        ("a sketch loses little more than the tail", ("fedask", "median"), "rank"),
+        ("a sketch loses little more than the tail", ("fedask", "median"), "skew"),
     ],
 )
 def test_what_theory_says_of_the_end_holds_and_its_control_fails(name: str, who: tuple[str, ...], where: str) -> None:
