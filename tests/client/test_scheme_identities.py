@@ -8,6 +8,7 @@ import torch
 
 from client.node import Node
 from client.similar import sampled, similarity
+from client.store.manifest import Made
 from strategies.base import Task
 from strategies.schemes.copies import SIMILARITY, mixed, of, scaled
 from strategies.tree import State, add
@@ -52,7 +53,7 @@ def test_dittos_step_is_a_proximal_one(nodes: Nodes) -> None:
         with nodes("ditto", scheme_options={"pull": pull}) as node:
             shared = begun(node)
             own = {n: v + 0.2 for n, v in shared.items()}
-            node.store.save("ann", 0, {f"private/{n}": v for n, v in own.items()})
+            node.store.save("ann", 0, {f"private/{n}": v for n, v in own.items()}, Made(node.origin))
             releases, _ = rounds(node, shared)
             found[pull] = of(kept(node), "private")
             same(add(shared, releases[0].update), trained_alone(nodes, shared))
@@ -151,7 +152,7 @@ def test_apfls_share_moves_by_the_inner_product_of_its_paper(nodes: Nodes) -> No
     with nodes("apfl", shared_training=replace(SGD, lr=0.0)) as node:
         shared = begun(node)
         start = {n: v + 0.1 for n, v in shared.items()}
-        node.store.save("ann", 0, {f"private/{n}": v for n, v in start.items()} | {"private/share": torch.zeros(1)})
+        node.store.save("ann", 0, {f"private/{n}": v for n, v in start.items()} | {"private/share": torch.zeros(1)}, Made(node.origin))
         rounds(node, shared, users=["ann"])
         found = kept(node)
     slope = {n: (start[n] - found[f"private/{n}"]) / (SGD.lr * 0.5) for n in start}

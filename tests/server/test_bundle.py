@@ -1,4 +1,4 @@
-"""What Flower packs for its nodes: the five packages with the scenarios, and no tests."""
+"""What Flower packs for its nodes: the packages that its apps import with the scenarios; no simulations, no tests."""
 
 import ast
 import io
@@ -14,7 +14,7 @@ from flwr.common.config import flatten_dict, validate_config
 # Flower still names its ignore patterns the way that pathspec 1.0 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("configs", "strategies", "client", "server", "simulations")
+PACKAGES = ("configs", "strategies", "client", "server")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 APP = PROJECT["tool"]["flwr"]["app"]
 
@@ -27,11 +27,11 @@ def files(*folders: str) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def bundle() -> zipfile.ZipFile:
     rest = {path.name: path for path in ROOT.iterdir() if path.is_file() and path.name != "bench.json"}
-    made, _ = build_fab_from_files({**rest, **files(*PACKAGES, "tests", "docs", ".ci")})
+    made, _ = build_fab_from_files({**rest, **files(*PACKAGES, "simulations", "tests", "docs", ".ci")})
     return zipfile.ZipFile(io.BytesIO(made))
 
 
-def test_the_bundle_holds_the_five_packages_and_the_scenarios_and_nothing_else(bundle: zipfile.ZipFile) -> None:
+def test_the_bundle_holds_the_apps_packages_and_the_scenarios_and_nothing_else(bundle: zipfile.ZipFile) -> None:
     want = {path for path in files(*PACKAGES) if path.endswith(".py")}
     want |= {path for path in files("configs") if path.endswith(".yaml")}
     assert {"server/app.py", "client/app.py", "configs/movielens.yaml"} < want

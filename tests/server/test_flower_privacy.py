@@ -257,7 +257,8 @@ def test_private_tensors_that_are_no_number_after_training_leave_the_uploads_byt
     how = f"{SHORT} scheme={scheme} aggregator={aggregator}"
     if build(scheme, {}).clusters > 1:  # which no guarantee takes: counters then leave too, and seconds are never the same twice
         how += " privacy=off"
-        monkeypatch.setattr("client.node.time", SimpleNamespace(perf_counter=lambda: 0.0))
+        for module in ("node", "answers"):
+            monkeypatch.setattr(f"client.{module}.time", SimpleNamespace(perf_counter=lambda: 0.0))
     clean, none = uploaded(world, how, tmp_path / "clean", monkeypatch, poison=False)
     spoilt, some = uploaded(world, how, tmp_path / "spoilt", monkeypatch, poison=True)
     assert none == 0 and some >= 4 * USERS
