@@ -69,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
     door = _door(context)
     with door.closed_to_errors():
         order, began = wire.decode_order(message.content), time.perf_counter()
-        node = open_kept(context, order.run)
+        node = opened(context, order)
         load = time.perf_counter() - began
         if node.scenario.privacy.secure:
             raise InputError("privacy.secure: this node lets an update out under masks only")
@@ -88,7 +88,7 @@ def train_secure(message: Message, context: Context) -> Message:
     door, played = _door(context), simulated(context.node_config)
     with door.closed_to_errors():
         order, call, me = secure_wire.decode_begin(message.content)
-        node = open_kept(context, order.run)
+        node = opened(context, order)
         how = secure.form(node.scenario, node.split.aggregator, order.task, call)
         bits = secure.seeded(node.scenario, order.task, order.users[0]) if played else None
         with held(node, order), spending(node, order.run, played):
@@ -122,7 +122,7 @@ def evaluate(message: Message, context: Context) -> Message:
         raise InputError("scores do not leave a node under a guarantee; where they may, set privacy.waive=[scores]")
     with door.closed_to_errors():
         order = wire.decode_order(message.content)
-        node = open_kept(context, order.run)
+        node = opened(context, order)
         with node.store.held():
             rows = node.evaluate(order.task, order.part, order.controls)
         return door.reply(message, wire.encode_rows(rows), {})
@@ -134,6 +134,17 @@ def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
         raise InputError(f"this node keeps no user '{strangers[0]}'")
     own_noise.check(node.scenario, order.task)
     return node.train(order.task, order.users)
+
+
+def opened(context: Context, order: wire.Order) -> Node:
+    """`open_kept`, for an order. Raises `InputError` where it is for another base model or tokenizer than this node has."""
+    node = open_kept(context, order.run)
+    for name, there, here in zip(("base model", "tokenizer"), order.origin, node.origin, strict=False):
+        if there != here:
+            raise InputError(
+                f"the run is on {name} {there[:12]}, and this node has {here[:12]}; give it the one that the server has (model.name)"
+            )
+    return node
 
 
 def held(node: Node, order: wire.Order) -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ SUMS = (*METRICS, BIT)  # and the users within an adaptive bound; no other numbe
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
 ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "everyone": int,
-         "run": str, "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
+         "run": str, "origin": list[str], "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
 
 
 class WireError(ValueError):
@@ -51,6 +51,7 @@ class Order:
     users: tuple[str, ...] = ()  # of this node, to be trained
     part: str = ""  # evaluate this split: "validation" or "test"
     controls: tuple[str, ...] = ()  # and these rows
+    origin: tuple[str, ...] = ()  # hashes of the base model and of the tokenizer that all nodes need; (): not asked
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
         "users": list(order.users),
         "part": order.part,
         "controls": list(order.controls),
+        "origin": list(order.origin),
     })  # fmt: skip
     return RecordDict({"order": said, "shared": shared})
 
@@ -101,7 +103,7 @@ def decode_order(content: RecordDict) -> Order:
     shared = _state(record_of(content, "shared", ArrayRecord))
     task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"], said["bound"],
                 said["cohort"], said["everyone"])  # fmt: skip
-    return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]))
+    return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]), tuple(said["origin"]))
 
 
 # ---------------------------------------------------------------------- to the server

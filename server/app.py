@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from client import base as bases
 from client import wire
 from client.split import split
+from client.store import origin
 from configs.errors import InputError
 from configs.home import home
 from configs.scenario import Scenario, label, scenario_hash
@@ -84,9 +85,10 @@ def run(scenario: Scenario, grid: Grid, folder: Path, terms: Mapping[str, Any] |
 def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, terms: Mapping[str, Any], noise: str) -> Path:
     clock = {"load": time.perf_counter()}
     checkpoint.begin(folder, scenario)
-    shared = _start(scenario, folder)
+    run = run_of(folder, grid.run.run_id)
+    shared, made_on = _start(scenario, folder)
     clock["nodes"] = time.perf_counter()
-    runtime = GridRuntime(grid, run_of(folder, grid.run.run_id), **terms)
+    runtime = GridRuntime(grid, run, origin=made_on, **terms)
     log.info("%s: %d users on %d nodes; %s", scenario.name, len(runtime.users()), len(runtime.homes()), folder)
     known = note(folder, runtime, noise)
     if known["simulated"] and scenario.privacy.promises:
@@ -138,10 +140,19 @@ def unknown(users: Sequence[str]) -> list[dict[str, Any]]:
     return [{"user": user, "seen": True, "train": None, "test": None} for user in users]
 
 
-def _start(scenario: Scenario, folder: Path) -> State:
-    """The shared adapter that the next round starts from. Its shapes are the base model's; the server keeps no base after."""
-    last = checkpoint.latest(folder)
-    return last.shared if last else split(scenario, bases.load(scenario.model, "cpu")).shared_start()
+def _start(scenario: Scenario, folder: Path) -> tuple[State, tuple[str, ...]]:
+    """The shared adapter that the next round starts from, and the hashes of the base model and tokenizer that it is for.
+
+    The adapter's shapes are the base model's; the server keeps no base after.
+    """
+    path, last = folder / "flower.json", checkpoint.latest(folder)
+    known = json.loads(path.read_text())
+    if last and "origin" in known:
+        return last.shared, tuple(known["origin"])
+    base = bases.load(scenario.model, "cpu")
+    made_on = origin.of_base(base), origin.of_tokenizer(base.tokenizer)
+    write_text(path, json.dumps(known | {"origin": made_on}))
+    return last.shared if last else split(scenario, base).shared_start(), made_on
 
 
 def _observe(row: dict[str, Any]) -> None:

@@ -36,12 +36,13 @@ class GridRuntime:
 
     ``run`` names the folder of private adapters on the nodes. ``nodes``: how many must be there before the first round (0:
     as many as a node's partition says that there are, else those that are there). ``quorum``: the share of a round's users that have to
-    be heard from; with 0 a round waits until the node of one of them is there, and whatever it then hears counts.
+    be heard from; with 0 a round waits until the node of one of them is there, and whatever it then hears counts. ``origin``: hashes of
+    the base model and the tokenizer without which a node is of no use.
     """
 
     def __init__(self, grid: Grid, run: str = "", nodes: int = 0, patience: float = 300.0, deadline: float = 3600.0,
-                 quorum: float = 0.0) -> None:  # fmt: skip
-        self.grid, self.run, self.nodes, self.quorum = grid, run, nodes, quorum
+                 quorum: float = 0.0, origin: tuple[str, ...] = ()) -> None:  # fmt: skip
+        self.grid, self.run, self.nodes, self.quorum, self.origin = grid, run, nodes, quorum, origin
         self.patience = patience  # seconds to wait for nodes
         self.deadline = deadline  # seconds to wait for a round's answers
         self.failed: Counter[str] = Counter()  # answers that were none, by reason
@@ -89,7 +90,8 @@ class GridRuntime:
         least = math.ceil(self.quorum * len(users))
         for _ in range(TRIES if users else 0):
             asked = self._gathered(task, users, max(1, least))
-            found = answered(asked, self.grid.send_and_receive(orders(asked, task, self.run), timeout=self.deadline), self.failed)
+            sent = orders(asked, task, self.run, self.origin)
+            found = answered(asked, self.grid.send_and_receive(sent, timeout=self.deadline), self.failed)
             heard = sum(len(asked[node]) for node in found)
             if heard >= least:
                 yield from (release for some in found.values() for release in some)
@@ -117,7 +119,7 @@ class GridRuntime:
         if "scores" not in self.lets():
             return []
         self.look()
-        messages = questions(self.homes(), task, self.run, part, wanted)
+        messages = questions(self.homes(), task, self.run, part, wanted, self.origin)
         return rows(self.homes(), self.grid.send_and_receive(messages, timeout=self.deadline), self.failed)
 
 
@@ -200,18 +202,16 @@ def among(homes: Homes, users: Iterable[str]) -> dict[int, list[str]]:
     return {node: some for node, some in found.items() if some}
 
 
-def orders(asked: Homes, task: Task, run: str) -> list[Message]:
+def orders(asked: Homes, task: Task, run: str, origin: tuple[str, ...] = ()) -> list[Message]:
     """One message to each node: train these users. All carry the same encoded adapter."""
-    shared = wire.encode_state(task.shared)
-    return [
-        Message(wire.encode_order(Order(task, run, tuple(users)), shared), node, MessageType.TRAIN, group_id=str(task.round))
-        for node, users in asked.items()
-    ]
+    shared, group = wire.encode_state(task.shared), str(task.round)
+    wanted = {node: Order(task, run, tuple(users), origin=origin) for node, users in asked.items()}
+    return [Message(wire.encode_order(order, shared), node, MessageType.TRAIN, group_id=group) for node, order in wanted.items()]
 
 
-def questions(homes: Homes, task: Task, run: str, part: str, wanted: Sequence[str]) -> list[Message]:
+def questions(homes: Homes, task: Task, run: str, part: str, wanted: Sequence[str], origin: tuple[str, ...] = ()) -> list[Message]:
     """One message to each node: score this split of your users, with these rows."""
-    content = wire.encode_order(Order(task, run, (), part, tuple(wanted)), wire.encode_state(task.shared))
+    content = wire.encode_order(Order(task, run, (), part, tuple(wanted), origin), wire.encode_state(task.shared))
     return [Message(content, node, MessageType.EVALUATE, group_id=str(task.round)) for node in homes]
 
 

@@ -41,7 +41,7 @@ class SecureGridRuntime:
 
         def summing(call: Call, how: Form) -> tuple[Tensor, tuple[str, ...]]:
             shared = wire.encode_state(task.shared)
-            orders = {me: Order(task, self.inner.run, tuple(kept)) for me, kept in asked.items()}
+            orders = {me: Order(task, self.inner.run, tuple(kept), origin=self.inner.origin) for me, kept in asked.items()}
             first = {me: secure_wire.encode_begin(order, shared, call, me) for me, order in orders.items()}
             return collect(how.terms, self._exchange(task, f"{MessageType.TRAIN}.{ACTION}", first), go_on)
 

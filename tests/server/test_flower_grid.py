@@ -118,6 +118,21 @@ def test_a_node_that_fails_or_is_silent_is_left_out_of_the_round(world: str, cap
     assert "left out" in caplog.text
 
 
+def test_a_node_with_another_base_model_or_tokenizer_trains_and_scores_nobody(world: str, home: Path, tmp_path: Path) -> None:
+    server_app.run(scenario_of(f"{world} rounds=1"), LocalGrid(f"{world} rounds=1"), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "flower.json").read_text())["origin"]
+    assert len(told) == 2 and tuple(told) == client_app._LOADED[0].origin[:2]
+    for which, name in enumerate(("base model", "tokenizer")):
+        other = tuple("f" * 64 if i == which else said for i, said in enumerate(told))
+        runtime = GridRuntime(LocalGrid(world), "y", origin=other)
+        assert list(runtime.train(Task(1, _start(world)), runtime.users())) == []
+        said = f"the run is on {name} ffffffffffff, and this node has {told[which][:12]}"
+        assert sum(times for reason, times in runtime.failed.items() if said in reason) == NODES
+        assert runtime.evaluate(Task(1, _start(world)), "test", ("base",)) == [] and not private(home / "nodes" / folder_name("y"))
+    runtime = GridRuntime(LocalGrid(world), "y", origin=tuple(told))
+    assert list(runtime.train(Task(1, _start(world)), runtime.users()))
+
+
 def test_a_users_release_that_is_no_number_is_not_added_to_the_others(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = client_app.Node.train
 

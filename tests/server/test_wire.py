@@ -41,16 +41,16 @@ def equal(a: State, b: State) -> bool:
 @settings(deadline=None)
 @given(
     COUNT.map(lambda n: n + 1), states(), st.lists(TEXT, max_size=3).map(tuple), st.none() | st.integers(0, 99), TEXT,
-    st.lists(TEXT, max_size=4).map(tuple), TEXT, st.lists(TEXT, max_size=3).map(tuple), FINITE,
+    st.lists(TEXT, max_size=4).map(tuple), TEXT, st.lists(TEXT, max_size=3).map(tuple), FINITE, st.lists(TEXT, max_size=2).map(tuple),
 )  # fmt: skip
 def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, epochs: Any, run: str, users: Any, part: str,
-                                       controls: Any, bound: float) -> None:  # fmt: skip
-    order = Order(Task(round_, shared, turns, epochs, 3, bound), run, users, part, controls)
+                                       controls: Any, bound: float, origin: Any) -> None:  # fmt: skip
+    order = Order(Task(round_, shared, turns, epochs, 3, bound), run, users, part, controls, origin)
     found = wire.decode_order(through(wire.encode_order(order, wire.encode_state(shared))))
     assert equal(found.task.shared, shared)
     assert (found.task.round, found.task.turns, found.task.epochs) == (round_, turns, epochs)
     assert (found.task.participations, found.task.bound) == (3, bound)
-    assert (found.run, found.users, found.part, found.controls) == (run, users, part, controls)
+    assert (found.run, found.users, found.part, found.controls, found.origin) == (run, users, part, controls, origin)
 
 
 @settings(deadline=None)
