@@ -62,8 +62,8 @@ def run(size: Size, only: str = "", done: Callable[[dict[str, Cost]], None] = la
         built = aggregators.build(name, {})
         work, took = steps(built, size, size.users)
         stream = memory.in_process(name, size.streamed, size.release) if built.linear else {}
-        grows = (exponent(size.users, each) for each in (took, work))
-        found[name] = Cost(built.linear, built.pairwise, took, work, *grows, stream.get("peak"), stream.get("seconds"))
+        slower, growth = (exponent(size.users, each) for each in (took, work))
+        found[name] = Cost(built.linear, built.pairwise, took, work, slower, growth, stream.get("peak"), stream.get("seconds"))
         done(found)
     return found
 

@@ -11,7 +11,7 @@ from simulations.cost.crowd import Shape, adapter, releases, sized
 from simulations.cost.work import counted
 from strategies import aggregators
 from strategies.aggregators import AGGREGATORS
-from strategies.tree import nbytes
+from strategies.tree import State, nbytes
 from tests.simulations.command import call
 
 USERS = (8, 16, 32)
@@ -38,6 +38,7 @@ def test_work_is_what_there_is_to_compute() -> None:
 
 
 def test_a_release_has_the_size_that_is_asked_for_and_memory_of_its_own() -> None:
+    shared: State = {}
     for name in ("fedit", "fedsvd", "scaffold", "frlora"):
         built = aggregators.build(name, {})
         shared = adapter(built, sized(built, memory.SHAPE, 3 * 2**20))
