@@ -1,6 +1,7 @@
 """A trainer that misbehaves: ``python -m simulations.deploy.faulty KIND``, for trials of a server's defences only.
 
-It answers as `client.answers` does and spoils the updates on their way out: nan, huge, shape, replayed, slow.
+It answers as `client.answers` does and spoils the updates on their way out: nan, huge, shape, replayed; or it is slow; or it has
+another base model than the run (base).
 """
 
 import signal
@@ -12,6 +13,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client import answers, resident
+from client import base as bases
+from configs.scenario import Model
 
 FIRST: list[RecordDict] = []  # what was sent first, for a replay
 SLOW = 10.0  # times as long as the training took
@@ -55,6 +58,18 @@ def answer(kind: str) -> Callable[[Message, Context], Message]:
     return faulty
 
 
+def another(model: Model, device: str) -> bases.Base:
+    """`client.base.load` with one number of the base changed."""
+    base = load(model, device)
+    with torch.no_grad():
+        next(base.model.parameters()).view(-1)[0] += 1.0
+    return base
+
+
+load = bases.load
+
 if __name__ == "__main__":
+    if sys.argv[1] == "base":
+        bases.load = another
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     resident.serve(answer(sys.argv[1]))

@@ -15,15 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from client import base as bases
 from client import data
@@ -33,16 +30,16 @@ from configs.scenario import Scenario, load
 from server import checkpoint, rounds
 from server.app import run_of
 from server.report.files import read_rounds
-from simulations.deploy import files, keys, machines, members
-from simulations.deploy.files import Member, Server
-from simulations.deploy.hosts import Hosts, hosts
-from simulations.deploy.keeper import Command, Keeper
-from simulations.flower_ray import free_ports
+from simulations import stores
+from simulations.deploy import faults, keys, machines, members
+from simulations.deploy.faults import FAULTS, Fault, Strike
+from simulations.deploy.federation import NODES, Federation, federation
+from simulations.deploy.hosts import hosts
 from simulations.training import World, train
 from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 
-NODES, USERS, ROUNDS = 3, 6, 4
+USERS, ROUNDS = 6, 4
 SMALL = (
     f"rounds={ROUNDS}", "personalize=1", "evaluate_every=0", "controls=[shared,shared_private]", f"data.users={USERS}",
     "data.unseen_users=0", "data.min_examples=20", "data.max_examples=30", "shared_training.optimizer=sgd", "shared_training.lr=0.1",
@@ -50,118 +47,42 @@ SMALL = (
 )  # fmt: skip
 GUARDED = ("privacy=example", "privacy.example.epsilon=50", "rounds=3")  # what is asked for again costs again
 PATIENCE = 900.0  # seconds for one run
-Strike = Callable[["Federation"], None]
-
-
-@dataclass
-class Federation:
-    """A server and its nodes, running."""
-
-    server: Server
-    nodes: list[Member]
-    keepers: list[Keeper]  # the server's, then the nodes'
-    hosts: Hosts
-
-    def kill(self, keeper: int, name: str) -> None:
-        """Kill -9 what is kept running."""
-        self.keepers[keeper].running[name].kill()
-
-    def replace(self, keeper: int, command: Command) -> None:
-        """Run another command in one's place."""
-        kept = self.keepers[keeper]
-        kept.commands[command.name] = command
-        kept.running[command.name].kill()
-
-
-@contextmanager
-def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
-    """A server and `NODES` nodes, all let in; ended afterwards."""
-    link, port, *ports = free_ports(2 + NODES)
-    lab = folder / "lab"
-    lab.mkdir()
-    keys.authority(lab)
-    keys.server(lab, [where.address])
-    files.write(lab / "server.yaml", Server(where.address, port, link))
-    server = files.server(lab)
-    with ExitStack() as stack:
-        kept = [stack.enter_context(Keeper(machines.of_server(server), server.home / "logs"))]
-        stop = stack.enter_context(_looking(kept))
-        nodes = []
-        for index in range(NODES):
-            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index])
-            _patiently(lambda index=index: members.register(server, f"n{index}"))
-            nodes.append(files.member(place))
-            commands = [replace(c, words=[*where.on(f"n{index}"), *c.words]) for c in machines.of_node(nodes[-1])]
-            kept.append(stack.enter_context(Keeper(commands, nodes[-1].home / "logs")))
-        yield Federation(server, nodes, kept, where)
-        stop.set()
-
-
-@contextmanager
-def _looking(kept: Sequence[Keeper]) -> Iterator[threading.Event]:
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.wait(0.5):
-            for keeper in list(kept):
-                keeper.look()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield stop
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _patiently(work: Callable[[], object], until: float = 60.0) -> None:
-    end = time.monotonic() + until
-    while True:
-        try:
-            work()
-            return
-        except InputError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1.0)
+NONE = Fault()
 
 
 # ---------------------------------------------------------------------- runs
-def ran(fed: Federation, source: str, overrides: Sequence[str], out: str, strike: Strike | None = None, quorum: float = 0.0,
-        deadline: float = 600.0) -> tuple[Scenario, Path]:  # fmt: skip
-    """Run a scenario on the nodes; ``strike`` happens once, at a random moment after it has begun."""
+def ran(fed: Federation, source: str, overrides: Sequence[str], out: str, fault: Fault = NONE,
+        deadline: float = 600.0) -> tuple[Scenario, Path, int]:  # fmt: skip
+    """Run a scenario on the nodes; ``fault`` strikes once, at a random moment after it has begun; the third of what is returned
+    is the last round that was there by then.
+    """
     scenario, place = load(source, overrides), fed.server.home / "runs" / out
-    last = rounds.last_round(scenario)
 
     def finished() -> bool:
-        found = checkpoint.latest(place) if place.exists() else None
-        return found is not None and found.round >= last and (place / "summary.json").exists()
+        return _committed(place) >= rounds.last_round(scenario) and (place / "summary.json").exists()
 
-    config = {
-        "scenario": source,
-        "overrides": shlex.join(overrides),
-        "out": out,
-        "nodes": NODES,
-        "quorum": quorum,
-        "deadline": deadline,
-    }
-    struck = threading.Thread(target=_strike, args=(fed, strike, place), daemon=True) if strike else None
-    if struck:
-        struck.start()
-    machines.run(fed.server, config, finished, lambda text: log(text[-2000:]))
-    if struck:
-        struck.join(PATIENCE)
-    return scenario, place
+    config = {"scenario": source, "overrides": shlex.join(overrides), "out": out, "nodes": NODES, "quorum": fault.quorum,
+              "deadline": deadline}  # fmt: skip
+    with ThreadPoolExecutor(1) as aside:
+        struck = aside.submit(_strike, fed, fault.strike, place) if fault.strike else None
+        machines.run(fed.server, config, finished, lambda text: log(text[-2000:]))
+        return scenario, place, struck.result(PATIENCE) if struck else 0
 
 
-def _strike(fed: Federation, strike: Strike, place: Path) -> None:
+def _strike(fed: Federation, strike: Strike, place: Path) -> int:
     end = time.monotonic() + PATIENCE
     while not place.exists() and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(random.uniform(0.0, 15.0))
-    log(f"strike at {time.strftime('%H:%M:%S')}")
+    after = _committed(place)
+    log(f"strike at {time.strftime('%H:%M:%S')}, after round {after}")
     strike(fed)
+    return after
+
+
+def _committed(place: Path) -> int:
+    found = checkpoint.latest(place) if place.exists() else None
+    return found.round if found else 0
 
 
 def seconds(place: Path) -> dict[str, float]:
@@ -179,9 +100,10 @@ def seconds(place: Path) -> dict[str, float]:
 
 
 def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
-    """What is left of a run: rounds, users without a private adapter, and whether ledgers hold at least what was released."""
+    """What is left of a run: rounds, users without a sound private adapter, and whether ledgers hold at least what was released."""
     rows, run = read_rounds(place), run_of(place, 0)
     kept = {path.parent.name for node in fed.nodes for path in (node.home / "nodes" / folder_name(run)).glob("*/*") if path.is_file()}
+    damaged = [sentence for node in fed.nodes for sentence in stores.damage(node.home, "")[0]]
     booked: dict[str, int] = {}
     for node in fed.nodes:
         if (node.home / LEDGER).exists():
@@ -190,81 +112,20 @@ def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     least = sum(row["releases"] for row in rows)
     return {
         "rounds_finished": len(rows),
-        "users_lost": USERS - len(kept),
+        "users_lost": USERS - len(kept) + len(damaged),
         "ledger_ok": scenario.privacy.of_examples and sum(booked.values()) >= least,
         "dropped": sum(sum(row["dropped"].values()) for row in rows),
         "releases": [row["releases"] for row in rows],
     }
 
 
-# ---------------------------------------------------------------------- faults
-def kill(keeper: int, name: str) -> Strike:
-    """Kill -9 one of the processes that are kept running."""
-    return lambda fed: fed.kill(keeper, name)
-
-
-def kill_started(name: str) -> Strike:
-    """Kill -9 a process that Flower starts for a task, as soon as there is one."""
-
-    def strike(fed: Federation) -> None:
-        homes = {str(fed.server.home), *(str(node.home) for node in fed.nodes)}
-        end = time.monotonic() + 120.0
-        while time.monotonic() < end:
-            for process in psutil.process_iter():
-                with suppress(psutil.Error):
-                    if name in " ".join(process.cmdline()) and process.environ().get("HOMING_HOME") in homes:
-                        process.kill()
-                        return
-            time.sleep(0.1)
-
-    return strike
-
-
-def offline(length: float = 30.0) -> Strike:
-    """Take a node's network away; without namespaces its SuperNode is frozen, which answers as little."""
-
-    def strike(fed: Federation) -> None:
-        if fed.hosts.apart:
-            fed.hosts.cut("n0")
-            time.sleep(length)
-            fed.hosts.cut("n0", False)
-        else:
-            process = fed.keepers[1].running["supernode"]
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(length)
-            process.send_signal(signal.SIGCONT)
-
-    return strike
-
-
-def everything(fed: Federation) -> None:
-    """Kill -9 all processes of one node."""
-    for name in list(fed.keepers[2].running):
-        fed.kill(2, name)
-
-
-KILLS: dict[str, Strike] = {
-    "kill superlink": kill(0, "superlink"), "kill superexec": kill(0, "superexec"), "kill nginx": kill(0, "nginx"),
-    "kill serverapp": kill_started("flwr-serverapp"), "kill supernode": kill(1, "supernode"), "kill trainer": kill(1, "trainer"),
-    "kill clientapp": kill_started("flwr-clientapp"), "kill a whole node": everything, "network away for 30 s": offline(),
-}  # fmt: skip
-FAULTY = ("nan", "huge", "shape", "replayed", "slow")
-
-
-def struck(fed: Federation, source: str, overrides: Sequence[str], name: str, number: int) -> dict[str, Any]:
-    """One fault in one run, in which everybody has to be heard from in every round."""
-    return account(fed, *ran(fed, source, [*overrides, *GUARDED], f"fault{number}", KILLS[name], quorum=1.0, deadline=120.0))
-
-
-def misbehaved(fed: Federation, source: str, overrides: Sequence[str], kind: str) -> dict[str, Any]:
-    """A run in which one node's trainer is `simulations.deploy.faulty`; the others' users have to be heard from."""
-    real = fed.keepers[3].commands["trainer"]
-    words = [*fed.hosts.on("n2"), sys.executable, "-m", "simulations.deploy.faulty", kind]
-    fed.replace(3, replace(real, words=words))
-    try:
-        return account(fed, *ran(fed, source, [*overrides, *GUARDED], f"node-{kind}", quorum=0.5, deadline=120.0))
-    finally:
-        fed.replace(3, real)
+def struck(fed: Federation, source: str, overrides: Sequence[str], fault: Fault, out: str) -> dict[str, Any]:
+    """One fault in one run, and what of it an operator can read."""
+    since = faults.marks(fed)
+    with faults.trainer(fed, fault.trainer) if fault.trainer else nullcontext():
+        scenario, place, after = ran(fed, source, [*overrides, *GUARDED], out, fault, deadline=120.0)
+    found = account(fed, scenario, place) | {"after_round": after}
+    return found | {"heard": faults.heard(fed, since, fault.heard)} if fault.heard else found
 
 
 # ---------------------------------------------------------------------- strangers
@@ -307,28 +168,23 @@ def fused(source: str, overrides: Sequence[str], folder: Path) -> State:
     return train(scenario, world, folder, (), lambda _row: None)[0].shared
 
 
-def trial(source: str, overrides: Sequence[str], kills: Sequence[str], faulty: Sequence[str], folder: Path,
+def trial(source: str, overrides: Sequence[str], names: Sequence[str], folder: Path,
           keep: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:  # fmt: skip
-    """All of it; what `deploy.json` holds. ``keep`` is told what has come out so far."""
+    """All of it; what `deploy.json` holds. ``names``: of `FAULTS`. ``keep`` is told what has come out so far."""
     here = fused(source, overrides, folder / "fused")
-    names = [f"n{i}" for i in range(NODES)] + ["out"]
-    with hosts(names) as where, federation(folder, where) as fed:
-        _, place = ran(fed, source, overrides, "whole", quorum=1.0)
+    with hosts([f"n{i}" for i in range(NODES)] + ["out"]) as where, federation(folder, where) as fed:
+        _, place, _ = ran(fed, source, overrides, "whole")
         there = checkpoint.latest(place)
         assert there is not None
         apart = max(float((here[name] - there.shared[name]).abs().max()) for name in here)
-        faults: dict[str, Any] = {}
         found = {
             "rounds": ROUNDS, "nodes": NODES, "users": USERS, "max_abs_diff": apart, "hosts_apart": where.apart,
-            "seconds_per_round": seconds(place), "faults": faults, "refused": [*strangers(fed), revoked(fed)],
+            "seconds_per_round": seconds(place), "faults": dict[str, Any](), "refused": [*strangers(fed), revoked(fed)],
         }  # fmt: skip
         keep(found)
-        for number, name in enumerate(kills):
-            key = name if name not in faults else f"{name}, {number}"
-            faults[key] = struck(fed, source, overrides, name, number)
-            keep(found)
-        for kind in faulty:
-            faults["node is 10 times as slow" if kind == "slow" else f"node sends {kind}"] = misbehaved(fed, source, overrides, kind)
+        for number, name in enumerate(names):
+            key = name if name not in found["faults"] else f"{name}, {number}"
+            found["faults"][key] = struck(fed, source, overrides, FAULTS[name], f"fault{number}")
             keep(found)
         return found
 
@@ -350,20 +206,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("deploy.json"))
     parser.add_argument("--random", type=int, default=0, help="instead of each fault once, so many random ones")
     parser.add_argument("--none", action="store_true", help="no faults")
+    parser.add_argument("--only", nargs="*", choices=[*FAULTS], metavar="FAULT", help="these faults: " + ", ".join(FAULTS))
     parser.add_argument("--scenario", default="movielens")
     parser.add_argument("overrides", nargs="*", help="instead of six users of MovieLens")
     said = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # processes and namespaces go with this one
-    kills = [] if said.none else random.choices(list(KILLS), k=said.random) if said.random else list(KILLS)
-    faulty = () if said.none or said.random else FAULTY
+    names = [] if said.none else random.choices(list(FAULTS), k=said.random) if said.random else said.only or list(FAULTS)
 
     def keep(found: Mapping[str, Any]) -> None:
         said.out.write_text(json.dumps(found, indent=1) + "\n")
         say(list(found["faults"].items())[-1:] or {name: value for name, value in found.items() if name != "refused"})
 
     with tempfile.TemporaryDirectory(prefix="homing-trial-") as scratch:
-        found = trial(said.scenario, said.overrides or SMALL, kills, faulty, Path(scratch).resolve(), keep)
+        found = trial(said.scenario, said.overrides or SMALL, names, Path(scratch).resolve(), keep)
     bad = [name for name, fault in found["faults"].items() if fault["users_lost"] or not fault["ledger_ok"]]
     say(f"{said.out}: {len(found['faults'])} faults, {len(bad)} with a loss{': ' + ', '.join(bad) if bad else ''}")
     sys.exit(bool(bad))

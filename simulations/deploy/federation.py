@@ -1,0 +1,108 @@
+"""A server and its nodes on this machine, each on a host of its own, behind nginx with TLS and keys."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from configs.errors import InputError
+from simulations.deploy import files, keys, machines, members
+from simulations.deploy.files import Member, Server
+from simulations.deploy.hosts import Hosts
+from simulations.deploy.keeper import Command, Keeper
+from simulations.flower_ray import free_ports
+
+NODES = 3
+DISK = "512m"  # of a node's own file system, where one can be mounted
+
+
+@dataclass
+class Federation:
+    """A server and its nodes, running."""
+
+    server: Server
+    nodes: list[Member]
+    keepers: list[Keeper]  # the server's, then the nodes'
+    hosts: Hosts
+
+    def kill(self, keeper: int, name: str) -> None:
+        """Kill -9 what is kept running."""
+        self.keepers[keeper].running[name].kill()
+
+    def replace(self, keeper: int, command: Command) -> None:
+        """Run another command in one's place."""
+        kept = self.keepers[keeper]
+        kept.commands[command.name] = command
+        kept.running[command.name].kill()
+
+
+@contextmanager
+def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
+    """A server and `NODES` nodes, all let in; ended afterwards."""
+    link, port, *ports = free_ports(2 + NODES)
+    lab = folder / "lab"
+    lab.mkdir()
+    keys.authority(lab)
+    keys.server(lab, [where.address])
+    files.write(lab / "server.yaml", Server(where.address, port, link))
+    server = files.server(lab)
+    with ExitStack() as stack:
+        kept = [stack.enter_context(Keeper(machines.of_server(server), server.home / "logs"))]
+        stop = stack.enter_context(_looking(kept))
+        nodes = []
+        for index in range(NODES):
+            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index])
+            if where.apart:
+                stack.enter_context(_disk(files.member(place).home))
+            patiently(lambda index=index: members.register(server, f"n{index}"))
+            nodes.append(files.member(place))
+            commands = [replace(c, words=[*where.on(f"n{index}"), *c.words]) for c in machines.of_node(nodes[-1])]
+            kept.append(stack.enter_context(Keeper(commands, nodes[-1].home / "logs")))
+        yield Federation(server, nodes, kept, where)
+        stop.set()
+
+
+@contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    """A small file system of its own, so that it can be full."""
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0700", "tmpfs", place], capture_output=True, check=False)
+    try:
+        yield
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
+
+
+@contextmanager
+def _looking(kept: Sequence[Keeper]) -> Iterator[threading.Event]:
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.5):
+            for keeper in list(kept):
+                keeper.look()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+
+
+def patiently(work: Callable[[], object], until: float = 60.0) -> None:
+    """Try again while an `InputError` says no; after ``until`` seconds it is raised."""
+    end = time.monotonic() + until
+    while True:
+        try:
+            work()
+            return
+        except InputError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1.0)
