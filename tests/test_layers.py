@@ -18,6 +18,7 @@ FLOWER = {
     "client/resident.py",
     "client/secure_wire.py",
     "client/wire.py",
+    "simulations/deploy/bundles.py",
     "simulations/deploy/faulty.py",
     "simulations/deploy/stranger.py",
     "server/app.py",

@@ -174,9 +174,10 @@ FAULTS: Mapping[str, Fault] = {
 
 
 # ---------------------------------------------------------------------- logs
-def logs(fed: Federation) -> list[Path]:
-    """What the machines have written down."""
-    return [path for home in (fed.server.home, *(node.home for node in fed.nodes)) for path in sorted((home / "logs").glob("*.log"))]
+def logs(fed: Federation, at: Path | None = None) -> list[Path]:
+    """What the machines, or one of them, have written down."""
+    homes = [at] if at else [fed.server.home, *(node.home for node in fed.nodes)]
+    return [path for home in homes for path in sorted((home / "logs").glob("*.log"))]
 
 
 def marks(fed: Federation) -> dict[Path, int]:
@@ -184,9 +185,9 @@ def marks(fed: Federation) -> dict[Path, int]:
     return {path: path.stat().st_size for path in logs(fed)}
 
 
-def heard(fed: Federation, since: Mapping[Path, int], pattern: str) -> str:
+def heard(fed: Federation, since: Mapping[Path, int], pattern: str, at: Path | None = None) -> str:
     """The first thing like this that logs have said since then, or nothing."""
-    for path in logs(fed):
+    for path in logs(fed, at):
         with path.open("rb") as file:
             file.seek(since.get(path, 0))
             if found := re.search(pattern, file.read().decode(errors="replace")):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.errors import InputError
-from simulations.deploy import files, keys, machines, members
+from simulations.deploy import bundles, files, keys, machines, members
 from simulations.deploy.files import Member, Server
 from simulations.deploy.hosts import Hosts
 from simulations.deploy.keeper import Command, Keeper
@@ -48,13 +48,13 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
     keys.authority(lab)
     keys.server(lab, [where.address])
     files.write(lab / "server.yaml", Server(where.address, port, link))
-    server = files.server(lab)
+    server, code = files.server(lab), (bundles.digest(machines.ROOT),)
     with ExitStack() as stack:
         kept = [stack.enter_context(Keeper(machines.of_server(server), server.home / "logs"))]
         stop = stack.enter_context(_looking(kept))
         nodes = []
         for index in range(NODES):
-            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index])
+            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index], bundles=code)
             if where.apart:
                 stack.enter_context(_disk(files.member(place).home))
             patiently(lambda index=index: members.register(server, f"n{index}"))

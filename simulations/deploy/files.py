@@ -46,6 +46,9 @@ class Member:
     epsilon: float = 0.0  # the most of guarantee E that is spent here on anyone; 0: what scenarios say
     store_key: str = ""  # seals private adapters: a file, or keyring:NAME (docs/store.md)
     noise: str = ""  # "seed" makes of it a node that is only played
+    bundles: tuple[
+        str, ...
+    ] = ()  # digests of the bundles that may run here (`deploy bundle`); none named: whatever the server sends
     trainer: bool = True  # keep the base model in a process of its own, for all messages
     folder: Path = Path()  # where the file lies, with the node's key and the authority's certificate
 
@@ -84,6 +87,8 @@ def member(path: Path) -> Member:
         raise InputError(f"{path}: partition must be i/n with i below n, e.g. 0/3, got '{found.partition}'")
     if found.partition and found.users:
         raise InputError(f"{path}: users and partition both say who is kept here; leave one out")
+    if bad := [text for text in found.bundles if len(text) != 64 or set(text) - set("0123456789abcdef")]:
+        raise InputError(f"{path}: bundles must be digests of 64 hexadecimal digits, as 'deploy bundle' prints them, got '{bad[0]}'")
     if bad := [text for text in (found.data, found.device, *found.users) if '"' in text]:
         raise InputError(f"{path}: a quotation mark cannot be passed on to Flower: {bad[0]}")
     return found

@@ -60,7 +60,9 @@ def of_server(server: Server) -> list[Command]:
 def of_node(member: Member) -> list[Command]:
     """A SuperNode, and the trainer that keeps the base model beside it."""
     env = environment(member.home)
-    words = [tool("flower-supernode"), "--superlink", member.superlink, "--root-certificates", member.folder / "ca.crt",
+    careful: list[object] = [sys.executable, "-m", "simulations.deploy.bundles", ",".join(member.bundles)]
+    program = careful if member.bundles else [tool("flower-supernode")]
+    words = [*program, "--superlink", member.superlink, "--root-certificates", member.folder / "ca.crt",
              "--auth-supernode-private-key", member.folder / "node.key", "--port", member.port]  # fmt: skip
     config = member.config()
     found = [Command("supernode", _words([*words, *(("--node-config", config) if config else ())]), env)]
@@ -86,7 +88,8 @@ def flwr(server: Server, *words: str) -> str:
     return done.stdout
 
 
-def run(server: Server, config: Config, finished: Callable[[], bool], say: Callable[[str], None], app: Path = ROOT) -> None:
+def run(server: Server, config: Config, finished: Callable[[], bool], say: Callable[[str], None], app: Path = ROOT,
+        again: int = AGAIN) -> None:  # fmt: skip
     """Give a run to the SuperLink, and again where it ends before it has finished: it goes on after its last committed round.
 
     Raises `InputError` for a run that makes no progress at all.
@@ -94,16 +97,16 @@ def run(server: Server, config: Config, finished: Callable[[], bool], say: Calla
     place = server.home / "flwr" / "run.toml"
     connect(server)
     place.write_text(toml(config), encoding="utf-8")
-    for turn in range(AGAIN):
+    for turn in range(again):
         try:
             say(flwr(server, "run", str(app), LAB, "--stream", "--run-config", str(place)))
         except InputError as error:
             say(f"error: {error}")
         if finished():
             return
-        say(f"the run ended before its last round; it is given again ({turn + 1} of {AGAIN})")
+        say(f"the run ended before its last round; it is given again ({turn + 1} of {again})")
         time.sleep(min(30.0, 2.0**turn))
-    raise InputError(f"the run was given {AGAIN} times and did not come to its end; {server.home / 'logs'} says why")
+    raise InputError(f"the run was given {again} times and did not come to its end; {server.home / 'logs'} says why")
 
 
 def tool(name: str) -> str:

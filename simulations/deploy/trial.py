@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,8 @@ from simulations.training import World, train
 from strategies.privacy.ledger import LEDGER, Ledger
 from strategies.tree import State
 
-USERS, ROUNDS = 6, 4
 SMALL = (
-    f"rounds={ROUNDS}", "personalize=1", "evaluate_every=0", "controls=[shared,shared_private]", f"data.users={USERS}",
+    "rounds=4", "personalize=1", "evaluate_every=0", "controls=[shared,shared_private]", "data.users=6",
     "data.unseen_users=0", "data.min_examples=20", "data.max_examples=30", "shared_training.optimizer=sgd", "shared_training.lr=0.1",
     "private_training.optimizer=sgd", "private_training.lr=0.1", "engine.device=cpu", "engine.threads=1",
 )  # fmt: skip
@@ -61,12 +61,16 @@ def ran(fed: Federation, source: str, overrides: Sequence[str], out: str, fault:
     def finished() -> bool:
         return _committed(place) >= rounds.last_round(scenario) and (place / "summary.json").exists()
 
-    config = {"scenario": source, "overrides": shlex.join(overrides), "out": out, "nodes": NODES, "quorum": fault.quorum,
-              "deadline": deadline}  # fmt: skip
+    config = _config(source, overrides, out, fault, deadline)
     with ThreadPoolExecutor(1) as aside:
         struck = aside.submit(_strike, fed, fault.strike, place) if fault.strike else None
         machines.run(fed.server, config, finished, lambda text: log(text[-2000:]))
         return scenario, place, struck.result(PATIENCE) if struck else 0
+
+
+def _config(source: str, overrides: Sequence[str], out: str, fault: Fault, deadline: float) -> dict[str, Any]:
+    return {"scenario": source, "overrides": shlex.join(overrides), "out": out, "nodes": NODES, "quorum": fault.quorum,
+            "deadline": deadline}  # fmt: skip
 
 
 def _strike(fed: Federation, strike: Strike, place: Path) -> int:
@@ -112,7 +116,7 @@ def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     least = sum(row["releases"] for row in rows)
     return {
         "rounds_finished": len(rows),
-        "users_lost": USERS - len(kept) + len(damaged),
+        "users_lost": rows[0]["users"] - len(kept) + len(damaged),
         "ledger_ok": scenario.privacy.of_examples and sum(booked.values()) >= least,
         "dropped": sum(sum(row["dropped"].values()) for row in rows),
         "releases": [row["releases"] for row in rows],
@@ -159,6 +163,24 @@ def revoked(fed: Federation) -> str:
     return "revoked key: 401"
 
 
+def tampered(fed: Federation, source: str, overrides: Sequence[str]) -> str:
+    """Send nodes a bundle in which one line has been added. None of them may run it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        app = Path(scratch)
+        for name in ("configs", "strategies", "client", "server"):
+            shutil.copytree(machines.ROOT / name, app / name)
+        shutil.copy(machines.ROOT / "pyproject.toml", app)
+        with (app / "client" / "app.py").open("a") as file:
+            file.write(f"\n__import__('pathlib').Path({str(app / 'ran')!r}).touch()\n")
+        since, config = faults.marks(fed), _config(source, overrides, "tampered", NONE, 60.0)
+        with suppress(InputError):
+            machines.run(fed.server, config, lambda: False, lambda text: log(text[-2000:]), app, again=1)
+        said = [faults.heard(fed, since, "FAB verification failed", node.home) for node in fed.nodes]
+        if not all(said) or (app / "ran").exists():
+            raise InputError(f"a bundle that had been tampered with was run: nodes said {said}")
+    return f"tampered app bundle: FAB verification failed on {len(said)} of {len(said)} nodes"
+
+
 # ---------------------------------------------------------------------- the trial
 def fused(source: str, overrides: Sequence[str], folder: Path) -> State:
     """Where one process ends."""
@@ -173,13 +195,14 @@ def trial(source: str, overrides: Sequence[str], names: Sequence[str], folder: P
     """All of it; what `deploy.json` holds. ``names``: of `FAULTS`. ``keep`` is told what has come out so far."""
     here = fused(source, overrides, folder / "fused")
     with hosts([f"n{i}" for i in range(NODES)] + ["out"]) as where, federation(folder, where) as fed:
-        _, place, _ = ran(fed, source, overrides, "whole")
+        scenario, place, _ = ran(fed, source, overrides, "whole")
         there = checkpoint.latest(place)
         assert there is not None
         apart = max(float((here[name] - there.shared[name]).abs().max()) for name in here)
         found = {
-            "rounds": ROUNDS, "nodes": NODES, "users": USERS, "max_abs_diff": apart, "hosts_apart": where.apart,
-            "seconds_per_round": seconds(place), "faults": dict[str, Any](), "refused": [*strangers(fed), revoked(fed)],
+            "rounds": scenario.rounds, "nodes": NODES, "users": read_rounds(place)[0]["users"], "max_abs_diff": apart,
+            "hosts_apart": where.apart, "seconds_per_round": seconds(place), "faults": dict[str, Any](),
+            "refused": [*strangers(fed), revoked(fed), tampered(fed, source, overrides)],
         }  # fmt: skip
         keep(found)
         for number, name in enumerate(names):

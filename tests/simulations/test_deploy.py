@@ -1,7 +1,9 @@
 """Keys, files, processes and the proxy of a federation over machines; a stranger at a real nginx."""
 
 import datetime as dt
+import hashlib
 import http.server
+import inspect
 import shutil
 import ssl
 import stat
@@ -18,9 +20,10 @@ import psutil
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from flwr.supercore.fab import Fab
 
 from configs.errors import InputError
-from simulations.deploy import files, keeper, keys, machines, members, proxy, stranger
+from simulations.deploy import bundles, files, keeper, keys, machines, members, proxy, stranger
 from simulations.deploy.files import Member, Server
 from simulations.deploy.keeper import Command, Keeper
 from simulations.flower_ray import free_ports
@@ -105,6 +108,10 @@ def test_what_is_written_is_read_again(lab: Path, tmp_path: Path) -> None:
         ("superlink: a:1\nusers: ann", "users must be a list of names, got 'ann'"),
         ("superlink: a:1\npartition: 3/3", "partition must be i/n with i below n"),
         ("superlink: a:1\npartition: 0/3\nusers: [ann]", "users and partition both say who is kept here"),
+        (
+            "superlink: a:1\nbundles: [abc]",
+            "bundles must be digests of 64 hexadecimal digits, as 'deploy bundle' prints them, got 'abc'",
+        ),
         ("superlink: a:1\ntrainer: maybe", "trainer must be true or false, got 'maybe'"),
         ("superlink: a:1\ndata: 'a\"b'", "a quotation mark cannot be passed on"),
         ("- a", "must hold key: value pairs"),
@@ -169,6 +176,36 @@ def test_a_run_that_ends_early_is_given_again_and_not_for_ever(lab: Path, tmp_pa
 
 def test_the_authoritys_key_and_other_nodes_are_no_part_of_what_a_node_needs(lab: Path) -> None:
     assert {path.name for path in (lab / "nodes" / "clinic").iterdir()} == {"ca.crt", "node.key", "node.pub", "node.yaml"}
+
+
+# ---------------------------------------------------------------------- bundles
+def test_a_supernode_verifies_a_bundle_by_its_digest_and_by_nothing_that_the_server_says_of_it() -> None:
+    code, other = b"code", b"Code"
+    digests = (hashlib.sha256(code).hexdigest(), "0" * 64)
+    assert bundles.named(Fab("what the server says", code, {}), digests)
+    assert not bundles.named(Fab(digests[0], other, {"valid_license": "yes"}), digests) and not bundles.named(Fab("", code, {}), ())
+    seen: dict[str, Any] = {}
+    pulled = bundles.looked_at(lambda **said: seen.update(said), digests)
+    pulled(get_fab=lambda name, _run: Fab(name, other, {}), receive="as it was", trusted_entities=None)
+    fab = seen["get_fab"]("x", 1)
+    assert (fab.hash_str, fab.content, seen["receive"]) == ("x", other, "as it was")
+    assert fab.verifications["valid_license"] and set(seen["trusted_entities"]) == set(digests)  # Flower asks only then
+
+
+def test_what_is_put_in_the_place_of_flowers_own_is_there() -> None:
+    from flwr.supernode import start_client_internal as supernode
+
+    named = inspect.signature(supernode._pull_and_store_message).parameters
+    assert {"get_fab", "trusted_entities"} <= named.keys() and [*inspect.signature(supernode._verify_fab).parameters][:1] == ["fab"]
+    assert supernode._verify_fab(Fab("x", b"code", {}), {}) is False
+
+
+def test_a_node_that_names_bundles_runs_the_supernode_that_looks_at_them(lab: Path) -> None:
+    member = files.member(lab / "nodes" / "clinic")
+    plain, careful = (machines.of_node(replace(member, bundles=named))[0].words for named in ((), ("a" * 64, "b" * 64)))
+    assert Path(plain[0]).name == "flower-supernode"
+    assert list(careful[:4]) == [sys.executable, "-m", "simulations.deploy.bundles", f"{'a' * 64},{'b' * 64}"]
+    assert list(careful[4:]) == list(plain[1:])
 
 
 # ---------------------------------------------------------------------- processes
