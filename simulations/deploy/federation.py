@@ -1,5 +1,6 @@
 """A server and its nodes on this machine, each on a host of its own, behind nginx with TLS and keys."""
 
+import logging
 import subprocess
 import threading
 import time
@@ -51,6 +52,7 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
     server, code = files.server(lab), (bundles.digest(machines.ROOT),)
     with ExitStack() as stack:
         kept = [stack.enter_context(Keeper(machines.of_server(server), server.home / "logs"))]
+        stack.enter_context(_written(server.home / "logs" / "keeper.log"))
         stop = stack.enter_context(_looking(kept))
         nodes = []
         for index in range(NODES):
@@ -63,6 +65,18 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
             kept.append(stack.enter_context(Keeper(commands, nodes[-1].home / "logs")))
         yield Federation(server, nodes, kept, where)
         stop.set()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Keep what the keepers of all machines say, which otherwise is on their terminals."""
+    said, handler = logging.getLogger("homing"), logging.FileHandler(path)
+    said.addHandler(handler)
+    try:
+        yield
+    finally:
+        said.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager

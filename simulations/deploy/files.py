@@ -46,9 +46,7 @@ class Member:
     epsilon: float = 0.0  # the most of guarantee E that is spent here on anyone; 0: what scenarios say
     store_key: str = ""  # seals private adapters: a file, or keyring:NAME (docs/store.md)
     noise: str = ""  # "seed" makes of it a node that is only played
-    bundles: tuple[
-        str, ...
-    ] = ()  # digests of the bundles that may run here (`deploy bundle`); none named: whatever the server sends
+    bundles: tuple[str, ...] = ()  # digests of the bundles that may run here (`deploy bundle`); none named: whatever the server sends
     trainer: bool = True  # keep the base model in a process of its own, for all messages
     folder: Path = Path()  # where the file lies, with the node's key and the authority's certificate
 

@@ -64,7 +64,7 @@ def ran(fed: Federation, source: str, overrides: Sequence[str], out: str, fault:
     config = _config(source, overrides, out, fault, deadline)
     with ThreadPoolExecutor(1) as aside:
         struck = aside.submit(_strike, fed, fault.strike, place) if fault.strike else None
-        machines.run(fed.server, config, finished, lambda text: log(text[-2000:]))
+        machines.run(fed.server, config, finished, lambda text: log(fed, text))
         return scenario, place, struck.result(PATIENCE) if struck else 0
 
 
@@ -79,7 +79,7 @@ def _strike(fed: Federation, strike: Strike, place: Path) -> int:
         time.sleep(0.2)
     time.sleep(random.uniform(0.0, 15.0))
     after = _committed(place)
-    log(f"strike at {time.strftime('%H:%M:%S')}, after round {after}")
+    log(fed, f"strike at {time.strftime('%H:%M:%S')}, after round {after}")
     strike(fed)
     return after
 
@@ -106,7 +106,7 @@ def seconds(place: Path) -> dict[str, float]:
 def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     """What is left of a run: rounds, users without a sound private adapter, and whether ledgers hold at least what was released."""
     rows, run = read_rounds(place), run_of(place, 0)
-    kept = {path.parent.name for node in fed.nodes for path in (node.home / "nodes" / folder_name(run)).glob("*/*") if path.is_file()}
+    kept = {path.parent.name for node in fed.nodes for path in (node.home / "nodes" / folder_name(run)).glob("*/*.safetensors")}
     damaged = [sentence for node in fed.nodes for sentence in stores.damage(node.home, "")[0]]
     booked: dict[str, int] = {}
     for node in fed.nodes:
@@ -174,7 +174,7 @@ def tampered(fed: Federation, source: str, overrides: Sequence[str]) -> str:
             file.write(f"\n__import__('pathlib').Path({str(app / 'ran')!r}).touch()\n")
         since, config = faults.marks(fed), _config(source, overrides, "tampered", NONE, 60.0)
         with suppress(InputError):
-            machines.run(fed.server, config, lambda: False, lambda text: log(text[-2000:]), app, again=1)
+            machines.run(fed.server, config, lambda: False, lambda text: log(fed, text), app, again=1)
         said = [faults.heard(fed, since, "FAB verification failed", node.home) for node in fed.nodes]
         if not all(said) or (app / "ran").exists():
             raise InputError(f"a bundle that had been tampered with was run: nodes said {said}")
@@ -218,9 +218,10 @@ def say(what: object) -> None:
     sys.stdout.flush()
 
 
-def log(what: str) -> None:
-    """What Flower says meanwhile."""
-    sys.stderr.write(f"{what}\n")
+def log(fed: Federation, what: str) -> None:
+    """Keep what a run says meanwhile beside the server's logs."""
+    with (fed.server.home / "logs" / "run.log").open("a") as file:
+        file.write(f"{what}\n")
 
 
 def main() -> None:
