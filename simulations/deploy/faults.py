@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from client.private import PrivateStore
 from client.store import backup as backups
 from configs.errors import InputError
@@ -50,14 +48,11 @@ def kill_started(name: str) -> Strike:
     """Kill -9 a process that Flower starts for a task, as soon as there is one."""
 
     def strike(fed: Federation) -> None:
-        homes = {str(fed.server.home), *(str(node.home) for node in fed.nodes)}
         end = time.monotonic() + 120.0
         while time.monotonic() < end:
-            for process in psutil.process_iter():
-                with suppress(psutil.Error):
-                    if name in " ".join(process.cmdline()) and process.environ().get("HOMING_HOME") in homes:
-                        process.kill()
-                        return
+            for process in fed.started(name):
+                process.kill()
+                return
             time.sleep(0.1)
 
     return strike

@@ -5,9 +5,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from configs.errors import InputError
 from simulations.deploy import bundles, files, keys, machines, members
@@ -32,6 +34,14 @@ class Federation:
     def kill(self, keeper: int, name: str) -> None:
         """Kill -9 what is kept running."""
         self.keepers[keeper].running[name].kill()
+
+    def started(self, name: str) -> Iterator[psutil.Process]:
+        """The processes of this name that Flower has started for a task, on all machines."""
+        homes = {str(self.server.home), *(str(node.home) for node in self.nodes)}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if name in " ".join(process.cmdline()) and process.environ().get("HOMING_HOME") in homes:
+                    yield process
 
     def replace(self, keeper: int, command: Command) -> None:
         """Run another command in one's place."""
@@ -63,7 +73,9 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
             nodes.append(files.member(place))
             commands = [replace(c, words=[*where.on(f"n{index}"), *c.words]) for c in machines.of_node(nodes[-1])]
             kept.append(stack.enter_context(Keeper(commands, nodes[-1].home / "logs")))
-        yield Federation(server, nodes, kept, where)
+        fed = Federation(server, nodes, kept, where)
+        stack.callback(lambda: [process.kill() for process in fed.started("flwr-serverapp")])  # which outlives what has started it
+        yield fed
         stop.set()
 
 
