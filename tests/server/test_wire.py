@@ -102,9 +102,9 @@ class Kind(NamedTuple):
 SHARED = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.zeros(3, 2)}
 RELEASE = Release(SHARED, 3.0, 2, dict.fromkeys(wire.METRICS, 1.0))
 ROW = {"user": "u", "seen": True, "train": 3, "test": 1, "shared.nll": 0.5, "base.auc": None}
+ASKED = Order(Task(2, SHARED), "r", ("u", "v"), "test", ("base",), ("h",))
 KINDS = {
-    "order": Kind(lambda: wire.encode_order(Order(Task(2, SHARED), "r", ("u", "v"), "test", ("base",)), wire.encode_state(SHARED)),
-                  wire.decode_order),
+    "order": Kind(lambda: wire.encode_order(ASKED, wire.encode_state(SHARED)), wire.decode_order),
     "kept": Kind(lambda: wire.encode_kept(Kept(("u", "v"), 3, True, ("scores",))), wire.decode_kept),
     "releases": Kind(lambda: wire.encode_releases([RELEASE, RELEASE], SHARED), wire.decode_releases),
     "rows": Kind(lambda: wire.encode_rows([ROW, {**ROW, "user": "w"}]), wire.decode_rows),
