@@ -29,7 +29,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import ledgers, outgoing, own_noise, secure, secure_wire, wire
+from client import ledgers, outgoing, own_noise, repeats, secure, secure_wire, wire
 from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
@@ -64,21 +64,23 @@ def train(message: Message, context: Context) -> Message:
     """Train the users that the order names. Sends one sum where the aggregator needs no more, else a release per user.
 
     A user whose budget is spent is not trained and sends nothing. Who that is follows from how many examples they have, which is not
-    hidden.
+    hidden. An order that comes again gets the answer that it got.
     """
-    door = _door(context)
+    door, played = _door(context), simulated(context.node_config)
     with door.closed_to_errors():
         order, began = wire.decode_order(message.content), time.perf_counter()
         node = opened(context, order)
         load = time.perf_counter() - began
         if node.scenario.privacy.secure:
             raise InputError("privacy.secure: this node lets an update out under masks only")
-        with held(node, order), spending(node, order.run, simulated(context.node_config)):
-            releases: Iterable[Release] = door.bare(_timed(_trained(node, order), load))
-            if node.split.aggregator.linear:
-                limit = node.scenario.max_release_norm
-                releases = total(r for r in releases if refusal(r, order.task.shared, limit) is None)
-            content = wire.encode_releases(releases, order.task.shared)
+        with held(node, order):
+            asked = repeats.name(message.content)
+            content = None if played else repeats.known(home(), order.run, asked)
+            if content is None:
+                with spending(node, order.run, played):
+                    content = wire.encode_releases(_releases(node, order, door, load), order.task.shared)
+                if not played:
+                    repeats.keep(home(), order.run, asked, content)
         return door.reply(message, content, order.task.shared)
 
 
@@ -126,6 +128,15 @@ def evaluate(message: Message, context: Context) -> Message:
         with node.store.held():
             rows = node.evaluate(order.task, order.part, order.controls)
         return door.reply(message, wire.encode_rows(rows), {})
+
+
+def _releases(node: Node, order: wire.Order, door: Door, load: float) -> Iterable[Release]:
+    """What an order to train is answered with."""
+    releases = door.bare(_timed(_trained(node, order), load))
+    if not node.split.aggregator.linear:
+        return releases
+    limit = node.scenario.max_release_norm
+    return total(r for r in releases if refusal(r, order.task.shared, limit) is None)
 
 
 def _trained(node: Node, order: wire.Order) -> Iterable[Release]:

@@ -15,6 +15,7 @@ FLOWER = {
     "client/app.py",
     "client/masking.py",
     "client/outgoing.py",
+    "client/repeats.py",
     "client/resident.py",
     "client/secure_wire.py",
     "client/wire.py",

@@ -12,6 +12,7 @@ from configs.errors import InputError
 from strategies.privacy.ledger import JOINT, LEDGER
 
 STAGE = ".restore-"  # how folders begin in which a restore lays out a copy
+ANSWERS = "answers"  # what was let out last: `client.repeats`
 
 
 def stores(at: Path, some: bool = True) -> dict[str, Path]:

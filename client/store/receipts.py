@@ -52,6 +52,7 @@ def forget(at: Path, user: str, key: Key | None) -> Path:
             _remove(place, {folder_name(user), place.name})
             disk.sweep(at / name)
         disk.clear(at, places.STAGE)
+        disk.clear(at, places.ANSWERS)
         left = [path.relative_to(at).as_posix() for path in _search(at, user, {p.name for p in homes.values()}, needles)]
         said = {
             "user": user, "forgotten": now(), "removed": [{k: v for k, v in x.items() if k != "name"} for x in removed],

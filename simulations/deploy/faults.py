@@ -96,7 +96,7 @@ def corrupted(fed: Federation) -> None:
     end = time.monotonic() + NOTICED
 
     def spoil() -> None:
-        files = sorted(home.glob("nodes/*/*/*.safetensors"), key=lambda path: path.stat().st_mtime)
+        files = sorted(fed.store(fed.nodes[0]).glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)
         if not files:
             raise InputError("nothing is kept yet")
         archive.unlink(missing_ok=True)

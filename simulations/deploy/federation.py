@@ -11,7 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from client.private import folder_name
+from client.store import keys as store_keys
 from configs.errors import InputError
+from server.app import run_of
 from simulations.deploy import bundles, files, keys, machines, members
 from simulations.deploy.files import Member, Server
 from simulations.deploy.hosts import Hosts
@@ -19,6 +22,7 @@ from simulations.deploy.keeper import Command, Keeper
 from simulations.flower_ray import free_ports
 
 NODES = 3
+SEALED = "store.key"  # of the last node: the others keep private adapters in the clear
 DISK = "512m"  # of a node's own file system, where one can be mounted
 
 
@@ -30,6 +34,17 @@ class Federation:
     nodes: list[Member]
     keepers: list[Keeper]  # the server's, then the nodes'
     hosts: Hosts
+    place: Path = Path()  # the folder of the run that goes on
+
+    def key(self, node: Member) -> str:
+        """What a node's store is sealed with, or nothing."""
+        return str(node.folder / node.store_key) if node.store_key else ""
+
+    def store(self, node: Member) -> Path:
+        """What a node keeps of the users of the run that goes on. Raises `InputError` before there is anything."""
+        if not (self.place / "flower.json").exists():
+            raise InputError("the run has not begun")
+        return node.home / "nodes" / folder_name(run_of(self.place, 0))
 
     def kill(self, keeper: int, name: str) -> None:
         """Kill -9 what is kept running."""
@@ -66,7 +81,10 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
         stop = stack.enter_context(_looking(kept))
         nodes = []
         for index in range(NODES):
-            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index], bundles=code)
+            sealed = SEALED if index == NODES - 1 else ""
+            place = members.add(server, f"n{index}", partition=f"{index}/{NODES}", port=ports[index], bundles=code, store_key=sealed)
+            if sealed:
+                store_keys.make(str(place / sealed))
             if where.apart:
                 stack.enter_context(_disk(files.member(place).home))
             patiently(lambda index=index: members.register(server, f"n{index}"))

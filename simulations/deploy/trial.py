@@ -25,7 +25,6 @@ from typing import Any
 
 from client import base as bases
 from client import data
-from client.private import folder_name
 from configs.errors import InputError
 from configs.scenario import Scenario, load
 from server import checkpoint, rounds
@@ -61,7 +60,7 @@ def ran(fed: Federation, source: str, overrides: Sequence[str], out: str, fault:
     def finished() -> bool:
         return _committed(place) >= rounds.last_round(scenario) and (place / "summary.json").exists()
 
-    config = _config(source, overrides, out, fault, deadline)
+    config, fed.place = _config(source, overrides, out, fault, deadline), place
     with ThreadPoolExecutor(1) as aside:
         struck = aside.submit(_strike, fed, fault.strike, place) if fault.strike else None
         machines.run(fed.server, config, finished, lambda text: log(fed, text))
@@ -105,9 +104,9 @@ def seconds(place: Path) -> dict[str, float]:
 
 def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     """What is left of a run: rounds, users without a sound private adapter, and whether ledgers hold at least what was released."""
-    rows, run = read_rounds(place), run_of(place, 0)
-    kept = {path.parent.name for node in fed.nodes for path in (node.home / "nodes" / folder_name(run)).glob("*/*.safetensors")}
-    damaged = [sentence for node in fed.nodes for sentence in stores.damage(node.home, "")[0]]
+    rows, run, places = read_rounds(place), run_of(place, 0), [fed.store(node) for node in fed.nodes]
+    kept = [user for place in places if place.exists() for user in place.iterdir() if user.is_dir() and not user.name.startswith(".")]
+    damaged = [sentence for node in fed.nodes for sentence in stores.damage(node.home, fed.key(node))[0]]
     booked: dict[str, int] = {}
     for node in fed.nodes:
         if (node.home / LEDGER).exists():

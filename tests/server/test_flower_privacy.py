@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client import answers as client_app
 from client import base as bases
+from client import repeats
 from client.private import PrivateStore, folder_name
 from client.split import split
+from client.store.places import ANSWERS
 from client.train import Trainer
 from configs.errors import InputError
 from configs.scenario import scenario_hash
@@ -115,7 +118,7 @@ def test_a_deployed_node_refuses_to_score_whoever_asks(world: str) -> None:
         assert reply.has_error() and "scores do not leave a node" in str(reply.error.reason)
 
 
-def test_a_node_in_a_deployment_draws_nothing_from_the_seed_and_a_repeated_round_is_another_release_that_costs_again(
+def test_a_node_in_a_deployment_draws_nothing_from_the_seed_and_a_round_from_elsewhere_is_another_release_that_costs_again(
     world: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = f"{world} {SHORT} privacy.example.epsilon=60 shared_training.batch=3"
@@ -124,14 +127,50 @@ def test_a_node_in_a_deployment_draws_nothing_from_the_seed_and_a_repeated_round
     real = noises.entropic
     monkeypatch.setattr(noises, "entropic", lambda: (next(drawn), real())[1])
     runtime = GridRuntime(LocalGrid(overrides), "x")
-    task = Task(1, start_of(overrides), participations=2)
+    start = start_of(overrides)
     updates, steps = [], []
-    for _ in range(2):
+    for shared in (start, {n: v + 1e-6 for n, v in start.items()}):
+        task = Task(1, shared, participations=2)
         updates.append([release.update for release in runtime.train(task, runtime.users()[:1])])
         steps.append(sum(event.steps for history in booked(home / LEDGER).values() for event in history))
     assert all(shift(a, b) > 1e-3 for a, b in zip(*updates, strict=True))
     assert steps[1] == 2 * steps[0] > 0
     assert next(drawn) == 2 * steps[1]  # of each step the coins and the noise
+
+
+def test_an_order_that_comes_again_gets_the_same_bytes_and_costs_nothing(world: str, home: Path) -> None:
+    overrides = f"{world} {SHORT} privacy.example.epsilon=60"
+    runtime = GridRuntime(LocalGrid(overrides), "x")
+    task, user = Task(1, start_of(overrides), participations=9), runtime.users()[:1]
+
+    def told() -> tuple[list[dict[str, torch.Tensor]], int]:
+        updates = [release.update for release in runtime.train(task, user)]
+        return updates, sum(event.steps for history in booked(home / LEDGER).values() for event in history)
+
+    (first, paid), (second, then) = told(), told()
+    assert then == paid > 0 and all(distance(a, b) == 0 for a, b in zip(first, second, strict=True))
+    (answer,) = (home / ANSWERS).iterdir()
+    whole = answer.read_bytes()
+    for n, damaged in enumerate(
+        (whole[:-1], b"0" * 64 + whole[64:]), 1
+    ):  # what is not whole, or answered another order, counts for nothing
+        answer.write_bytes(damaged)
+        other, paid_again = told()
+        assert paid_again == (n + 1) * paid and all(shift(a, b) > 1e-3 for a, b in zip(first, other, strict=True))
+    assert repeats.known(home, "y", repeats.name(RecordDict())) is None
+
+
+def test_the_last_answers_of_few_runs_are_kept_and_a_full_disk_ends_nothing(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for run in range(repeats.RUNS + 2):
+        repeats.keep(home, str(run), "a" * 64, RecordDict({"x": MetricRecord({"y": run})}))
+        os.utime(home / ANSWERS / folder_name(str(run)), (run, run))
+    assert {path.name for path in (home / ANSWERS).iterdir()} == {folder_name(str(run)) for run in range(2, repeats.RUNS + 2)}
+    found = repeats.known(home, "3", "a" * 64)
+    assert found is not None and found["x"] == {"y": 3} and repeats.known(home, "3", "b" * 64) is None
+    (home / ANSWERS).rename(home / "gone")
+    (home / ANSWERS).touch()
+    repeats.keep(home, "9", "a" * 64, RecordDict())
+    assert "would cost again" in caplog.text
 
 
 def test_a_played_node_repeats_a_round_as_it_was_and_that_costs_nothing(world: str, home: Path) -> None:
