@@ -150,7 +150,7 @@ def test_a_real_trainer_gives_what_processes_of_their_own_give(
         monkeypatch.setattr(answers, "app", None)  # whoever would answer by itself cannot
         shared = ran(home, thin.app)
         trainer.send_signal(signal.SIGTERM)
-        assert trainer.wait(10) == 0 and not (home / resident.SOCKET).exists()
+        assert trainer.wait(60) == 0 and not (home / resident.SOCKET).exists()
     finally:
         trainer.kill()
         trainer.wait(10)
