@@ -27,6 +27,7 @@ class Command:
     name: str
     words: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)  # beside this process's own
+    whole: bool = False  # what it has started must be gone before it is started again
 
 
 class Keeper:
@@ -61,6 +62,8 @@ class Keeper:
             with suppress(ProcessLookupError):
                 process.kill()
             process.wait()
+        for name in self.running:
+            self._clear(name)
         self.files.close()
 
     def look(self) -> None:
@@ -90,13 +93,20 @@ class Keeper:
 
     def _start(self, name: str) -> None:
         command = self.commands[name]
+        self._clear(name)
         said = self.files.enter_context((self.logs / f"{name}.log").open("ab"))
         self.running[name] = subprocess.Popen(
             command.words, env={**os.environ, **command.env}, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            start_new_session=command.whole, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         self.began[name] = self.clock()
         self.due.pop(name, None)
+
+    def _clear(self, name: str) -> None:
+        """Kill what a process that has ended has left behind, where nothing of it may stay: nginx's workers would keep its port."""
+        if self.commands[name].whole and name in self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(self.running[name].pid, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:

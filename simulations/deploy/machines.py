@@ -53,7 +53,7 @@ def of_server(server: Server) -> list[Command]:
                 f"nginx is not installed; install it, or set proxy: false in {folder / 'server.yaml'} and open the paths elsewhere"
             )
         words = [nginx, "-p", server.home, "-c", proxy.write(server), "-g", "daemon off;"]
-        found.append(Command("nginx", _words(words), env))
+        found.append(Command("nginx", _words(words), env, whole=True))
     return found
 
 

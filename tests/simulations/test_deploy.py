@@ -234,6 +234,32 @@ def test_what_ends_is_started_again_later_each_time_and_all_end_together(tmp_pat
     assert not psutil.pid_exists(first) and (tmp_path / "short.log").read_text().splitlines() == ["seen"] * 8
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_killed_process_has_left_is_gone_before_that_is_started_again_where_it_must_be(tmp_path: Path, whole: bool) -> None:
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    now, log = [0.0], tmp_path / "x.log"
+
+    def child(nth: int) -> psutil.Process:
+        until = time.monotonic() + 30
+        while len(lines := log.read_text().splitlines()) <= nth and time.monotonic() < until:
+            time.sleep(0.02)
+        return psutil.Process(int(lines[nth]))
+
+    with Keeper([Command("x", [sys.executable, "-c", code], whole=whole)], tmp_path, lambda: now[0]) as kept:
+        left = child(0)
+        kept.running["x"].kill()
+        kept.running["x"].wait()
+        kept.look()
+        now[0] += 1
+        kept.look()
+        later = child(1)
+        assert (left.is_running() and left.status() != psutil.STATUS_ZOMBIE) != whole
+    for process in (left, later):
+        assert not whole or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        if process.is_running():
+            process.kill()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
