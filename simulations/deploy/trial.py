@@ -206,7 +206,11 @@ def trial(source: str, overrides: Sequence[str], names: Sequence[str], folder: P
         keep(found)
         for number, name in enumerate(names):
             key = name if name not in found["faults"] else f"{name}, {number}"
-            found["faults"][key] = struck(fed, source, overrides, FAULTS[name], f"fault{number}")
+            try:
+                found["faults"][key] = struck(fed, source, overrides, FAULTS[name], f"fault{number}")
+            except Exception as error:  # the others are still to be seen
+                lost = {"rounds_finished": 0, "users_lost": found["users"], "ledger_ok": False}
+                found["faults"][key] = {**lost, "error": f"{type(error).__name__}: {error}"}
             keep(found)
         return found
 
