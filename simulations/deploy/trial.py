@@ -44,7 +44,8 @@ SMALL = (
     "data.unseen_users=0", "data.min_examples=20", "data.max_examples=30", "shared_training.optimizer=sgd", "shared_training.lr=0.1",
     "private_training.optimizer=sgd", "private_training.lr=0.1", "engine.device=cpu", "engine.threads=1",
 )  # fmt: skip
-GUARDED = ("privacy=example", "privacy.example.epsilon=50", "rounds=3")  # what is asked for again costs again
+GUARDED = ("privacy=example", "rounds=2")
+EPSILON = 50.0  # more for each run: a ledger is one for all of them
 PATIENCE = 900.0  # seconds for one run
 NONE = Fault()
 
@@ -122,11 +123,11 @@ def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     }
 
 
-def struck(fed: Federation, source: str, overrides: Sequence[str], fault: Fault, out: str) -> dict[str, Any]:
+def struck(fed: Federation, source: str, overrides: Sequence[str], fault: Fault, number: int) -> dict[str, Any]:
     """One fault in one run, and what of it an operator can read."""
-    since = faults.marks(fed)
+    since, guarded = faults.marks(fed), [*GUARDED, f"privacy.example.epsilon={EPSILON * (number + 1)}"]
     with faults.trainer(fed, fault.trainer) if fault.trainer else nullcontext():
-        scenario, place, after = ran(fed, source, [*overrides, *GUARDED], out, fault, deadline=120.0)
+        scenario, place, after = ran(fed, source, [*overrides, *guarded], f"fault{number}", fault, deadline=120.0)
     found = account(fed, scenario, place) | {"after_round": after}
     return found | {"heard": faults.heard(fed, since, fault.heard)} if fault.heard else found
 
@@ -207,7 +208,7 @@ def trial(source: str, overrides: Sequence[str], names: Sequence[str], folder: P
         for number, name in enumerate(names):
             key = name if name not in found["faults"] else f"{name}, {number}"
             try:
-                found["faults"][key] = struck(fed, source, overrides, FAULTS[name], f"fault{number}")
+                found["faults"][key] = struck(fed, source, overrides, FAULTS[name], number)
             except Exception as error:  # the others are still to be seen
                 lost = {"rounds_finished": 0, "users_lost": found["users"], "ledger_ok": False}
                 found["faults"][key] = {**lost, "error": f"{type(error).__name__}: {error}"}
