@@ -236,6 +236,21 @@ class Privacy:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """What becomes of tensors on their way, the same in one process and over Flower. It changes the result."""
+
+    kind: Literal["none", "bf16", "fp16", "int8", "topk"] = "none"  # of releases: a file each in strategies/compressors/
+    keep: float = 0.1  # topk: share of each tensor's numbers that is sent
+    feedback: bool = True  # topk: what was not sent is added to the user's next update; it stays on the node
+    down: Literal["float32", "bf16"] = "float32"  # of the shared adapter that nodes receive; the server keeps float32
+    nodes: int = 0  # of a simulation: users are dealt out over so many nodes, each of which may send one sum; 0: every user is one
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep <= 1, "wire.keep", "above 0 and at most 1", self.keep)
+        _require(self.nodes >= 0, "wire.nodes", "0 (every user is one) or a count", self.nodes)
+
+
+@dataclass(frozen=True)
 class Engine:
     """What cannot change the result: where and how wide a pass runs."""
 
@@ -284,6 +299,7 @@ class Scenario:
     private_training: Local = field(default_factory=Local)
     data: Data = field(default_factory=Data)
     privacy: Privacy = field(default_factory=Privacy)
+    wire: Wire = field(default_factory=Wire)
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
@@ -349,7 +365,7 @@ LATE = ("scheme_options", "shared_ranks", "root_users")  # what came later, and 
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = plain(scenario, Scenario)
-    late = [key for key in LATE if not tree[key]]
+    late = [key for key in LATE if not tree[key]] + ["wire"] * (scenario.wire == Wire())
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
