@@ -162,8 +162,8 @@ def decode_releases(content: RecordDict, shared: State) -> list[Release]:
 
 
 def size(content: RecordDict) -> int:
-    """Bytes of a message's records, as Flower counts them: arrays with their headers, numbers, texts and names of fields."""
-    return sum(record.count_bytes() for record in content.values())
+    """Bytes of a message's records, as Flower sends them: arrays with their headers and names, and all others as they are serialized."""
+    return sum(record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate()) for record in content.values())
 
 
 def encode_rows(rows: Iterable[dict[str, Any]]) -> RecordDict:

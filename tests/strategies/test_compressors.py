@@ -223,11 +223,10 @@ def test_what_is_sound_is_not_refused() -> None:
 
 
 def test_rounding_a_sum_after_its_clips_would_break_the_bound_that_is_refused() -> None:
-    """The sum of 31 users at their bound, rounded with and without one of them, moves by more than the bound."""
-    bound, users = 1.0, [torch.randn(64, generator=generator("u", k)) for k in range(32)]
-    clipped = [bound * x / x.norm() for x in users]
-    with_all, without = (pressed(torch.stack(some).sum(0), "bf16") for some in (clipped, clipped[1:]))
-    assert float((with_all - without).norm()) > bound * (1 + 1e-4)
+    """Others add up to just below where bfloat16 rounds up, and one user's little pushes every number over it."""
+    others, user = torch.full((64,), 1 + 2.0**-8 - 2.0**-20), torch.full((64,), 2.0**-19)
+    moved = pressed(others + user, "bf16") - pressed(others, "bf16")
+    assert float(moved.norm()) == 4096 * float(user.norm())
 
 
 def test_the_default_says_nothing_and_is_in_no_hash() -> None:
