@@ -130,17 +130,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _releases(node: Node, order: wire.Order, door: Door, load: float) -> Iterable[Release]:
     """What an order to train is answered with."""
-    alone = not node.split.aggregator.linear
-    releases = door.bare(_timed(_trained(node, order, alone), load))
-    return releases if alone else sending.summed(node.scenario, order.task, releases, order.users)
+    releases = door.bare(_timed(_trained(node, order), load))
+    return releases if node.alone else sending.summed(node.scenario, order.task, releases, order.users)
 
 
-def _trained(node: Node, order: wire.Order, alone: bool = False) -> Iterable[Release]:
+def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
     strangers = [user for user in order.users if user not in node.dataset.users]
     if strangers:
         raise InputError(f"this node keeps no user '{strangers[0]}'")
     own_noise.check(node.scenario, order.task)
-    return node.train(order.task, order.users, alone)
+    return node.train(order.task, order.users)
 
 
 def opened(context: Context, order: wire.Order) -> Node:
@@ -182,6 +181,7 @@ def open_kept(context: Context, run: str) -> Node:
     node.dataset = replace(everyone, users=users, unseen=unseen)
     key, played = keys.read(_text(context.node_config, "store-key")[0]), simulated(context.node_config)
     node.store, node.rank = PrivateStore(home() / "nodes" / folder_name(run), key, not played), _rank(context.node_config)
+    node.alone = not node.split.aggregator.linear
     return node
 
 

@@ -61,6 +61,7 @@ class Node:
         ``own`` noise it releases nothing under the local mechanism.
         """
         self.rank = 0  # of the shared LoRA a node carries at most so many; 0: all
+        self.alone = True  # each release is a message, and is pressed as one
         self.masks: dict[int, State] = {}  # by rank, as they are asked for
         self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
@@ -87,15 +88,12 @@ class Node:
         return list(self.dataset.users)
 
     # ------------------------------------------------------------------ training
-    def train(self, task: Task, users: Sequence[str], alone: bool = True) -> Iterator[Release]:
-        """Train users for one round and yield each one's release; private tensors go into the store instead.
-
-        ``alone``: each release is a message of its own, and is pressed as the scenario says.
-        """
+    def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        """Train users for one round and yield each one's release; private tensors go into the store instead."""
         made = self._made(task)
         for first in range(0, len(users), CHUNK):
             for user, release in self._train_chunk(task, users[first : first + CHUNK], made):
-                yield sending.pressed(self.scenario, task, release, user) if alone else release
+                yield sending.pressed(self.scenario, task, release, user) if self.alone else release
 
     def _made(self, task: Task) -> Made:
         """How the private adapters of a round come about."""

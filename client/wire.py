@@ -162,7 +162,7 @@ def decode_releases(content: RecordDict, shared: State) -> list[Release]:
 
 
 def size(content: RecordDict) -> int:
-    """Bytes of a message's records, as Flower sends them: arrays with their headers and names, and all others as they are serialized."""
+    """Bytes of a message's records, as Flower sends them: arrays with headers and names, and all others as they are serialized."""
     return sum(record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate()) for record in content.values())
 
 

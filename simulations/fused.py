@@ -19,6 +19,8 @@ class FusedRuntime:
 
     def __init__(self, node: Node) -> None:
         self.node, self.traffic = node, Traffic()
+        self.nodes = 0 if node.scenario.privacy.secure else node.scenario.wire.nodes  # a sum under masks has nodes of its own
+        node.alone = not (self.nodes and node.split.aggregator.linear)
 
     def users(self) -> Sequence[str]:
         """All users that may train, sorted."""
@@ -26,16 +28,15 @@ class FusedRuntime:
 
     def train(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
         """Train them in fused passes; one release of each user, or of each node that is played and may send one sum."""
-        nodes = self.node.scenario.wire.nodes
-        played = dealt(self.users(), users, nodes) if nodes else {}
+        played = dealt(self.users(), users, self.nodes) if self.nodes else {}
         self.traffic.down += packing.pack(task.shared).nbytes() * (len(played) or len(users))
-        for release in self._sums(task, played) if played and self.node.split.aggregator.linear else self.node.train(task, users):
+        for release in self.node.train(task, users) if self.node.alone else self._sums(task, played):
             self.traffic.up += packing.pack(release.update, task.shared).nbytes()
             yield release
 
     def _sums(self, task: Task, played: dict[str, list[str]]) -> Iterator[Release]:
         for kept in played.values():
-            yield from sending.summed(self.node.scenario, task, self.node.train(task, kept, alone=False), kept)
+            yield from sending.summed(self.node.scenario, task, self.node.train(task, kept), kept)
 
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of all users; in a simulation the researcher sees them."""
