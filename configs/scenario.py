@@ -22,6 +22,7 @@ from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
 from configs.plain import plain
+from configs.wire import Wire
 
 HERE = Path(__file__).resolve().parent
 
@@ -233,21 +234,6 @@ class Privacy:
     def of_users(self) -> bool:
         """Whether what is released is guarded user by user."""
         return self.guarantee in ("user", "both")
-
-
-@dataclass(frozen=True)
-class Wire:
-    """What becomes of tensors on their way, the same in one process and over Flower. It changes the result."""
-
-    kind: Literal["none", "bf16", "fp16", "int8", "topk"] = "none"  # of releases: a file each in strategies/compressors/
-    keep: float = 0.1  # topk: share of each tensor's numbers that is sent
-    feedback: bool = True  # topk: what was not sent is added to the user's next update; it stays on the node
-    down: Literal["float32", "bf16"] = "float32"  # of the shared adapter that nodes receive; the server keeps float32
-    nodes: int = 0  # of a simulation: users are dealt out over so many nodes, each of which may send one sum; 0: every user is one
-
-    def __post_init__(self) -> None:
-        _require(0 < self.keep <= 1, "wire.keep", "above 0 and at most 1", self.keep)
-        _require(self.nodes >= 0, "wire.nodes", "0 (every user is one) or a count", self.nodes)
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class GridRuntime:
 
     def exchange(self, messages: Sequence[Message], scores: bool = False) -> list[Message]:
         """Send messages, wait for the answers, and count what all of them take."""
-        replies = list(self.grid.send_and_receive(messages, timeout=self.deadline))
         down = sum(wire.size(message.content) for message in messages)
+        replies = list(self.grid.send_and_receive(messages, timeout=self.deadline))
         up = sum(wire.size(reply.content) for reply in replies if not reply.has_error())
         if scores:
             self.traffic.scored += up + down

@@ -13,7 +13,7 @@ their own releases, a release is private before it is pressed, and all of this i
 
 import torch
 
-from configs.scenario import Wire
+from configs.wire import Wire
 from strategies.compressors import bf16, fp16, int8, topk
 from strategies.tree import State
 

@@ -66,7 +66,7 @@ def test_three_nodes_of_flower_and_one_fused_pass_end_at_the_same_adapters(
 def test_a_node_sends_one_sum_where_the_aggregator_is_linear_and_a_release_per_user_elsewhere(world: str) -> None:
     for name, each in (("fedit", 1), ("flower.FedMedian", 0)):
         grid = LocalGrid(f"{world} aggregator={name}", [{"users": "u0, u1, u2, u3, u4"}])
-        runtime = GridRuntime(grid, "x")
+        runtime = GridRuntime(grid, name)
         found = list(runtime.train(Task(1, _start(f"{world} aggregator={name}")), runtime.users()))
         assert len(found) == (each or len(runtime.users())) and sum(r.users for r in found) == len(runtime.users()) > 2
 

@@ -20,7 +20,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from client import sending, wire
 from client.outgoing import Door
-from configs.scenario import Scenario, Wire
+from configs.scenario import Scenario
+from configs.wire import Wire
 from server.grid import GridRuntime
 from strategies.base import Release, Task
 from strategies.tree import State, generator

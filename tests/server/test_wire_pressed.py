@@ -25,12 +25,14 @@ ALONE = (  # one user a pass: equal sums to the last bit
     "engine.tokens_per_pass=1 rounds=2 evaluate_every=0 controls=[shared] data.users=4 data.unseen_users=0"
 )
 WHOLE = "shared_training.batch=6 private_training.batch=6 shared_training.optimizer=sgd shared_training.lr=0.3"
+SGD = " ".join(f"{x}_training.optimizer=sgd {x}_training.lr=0.3" for x in ("shared", "private"))
 KINDS = {
     "bf16": f"wire.kind=bf16 wire.down=bf16 wire.nodes={NODES}",
     "int8": f"wire.kind=int8 wire.nodes={NODES} users_per_round=3 sampling=cyclic",
-    "topk": "wire.kind=topk wire.keep=0.05 users_per_round=3 sampling=cyclic rounds=3",
+    "topk": f"wire.kind=topk wire.keep=0.05 users_per_round=3 sampling=cyclic rounds=3 {SGD}",
     "int8 under E": f"wire.kind=int8 wire.nodes={NODES} privacy=example privacy.example.epsilon=200 {WHOLE}",
-    "topk under U": "wire.kind=topk wire.keep=0.05 privacy=user weights=uniform privacy.user.clip=0.05 privacy.user.epsilon=2000",
+    "topk under U": "wire.kind=topk wire.keep=0.05 privacy=user weights=uniform privacy.user.clip=0.05 privacy.user.epsilon=2000 "
+    + SGD,
     "fp16 of each user under U, local": "wire.kind=fp16 aggregator=median privacy=user weights=uniform privacy.user.mechanism=local",
 }
 TIMES = {"bf16": 1.9, "fp16": 1.1, "int8": 1.9, "topk": 4}  # smaller than float32, of tensors of some 70 numbers
@@ -52,10 +54,10 @@ def test_pressed_releases_end_at_the_same_adapter_over_three_nodes_and_fused(wor
     server_app.run(scenario, grid, home / "runs" / "x")
     there = checkpoint.latest(home / "runs" / "x")
     assert there is not None and moved > 1e-3
-    assert distance(here.shared, there.shared) <= (2e-8 if kind.startswith("topk") else 0.0)  # sums in another order
+    assert distance(here.shared, there.shared) <= (5e-5 * moved if kind.startswith("topk") else 0.0)  # sums in another order
     mine, theirs = private(tmp_path / "fused"), private(home / "nodes" / folder_name(str(RUN)))
     assert mine.keys() == theirs.keys() and any(OWED in path for path in mine) == ("topk" in kind)
-    assert max(distance(mine[path], theirs[path]) for path in mine) <= 1e-6
+    assert max(distance(mine[path], theirs[path]) for path in mine) <= 1e-3 * moved
     for order, reply in trained(grid):
         whole = nbytes(order.task.shared)
         for name, record in reply.content.array_records.items():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from configs.errors import InputError
-from configs.scenario import Scenario, Wire, load
+from configs.scenario import Scenario, load, scenario_hash
+from configs.wire import Wire
 from strategies import compressors, fit, packing
 from strategies.compressors import bf16, fp16, int8, topk
 from strategies.packing import Packed
@@ -230,8 +231,6 @@ def test_rounding_a_sum_after_its_clips_would_break_the_bound_that_is_refused() 
 
 
 def test_the_default_says_nothing_and_is_in_no_hash() -> None:
-    from configs.scenario import scenario_hash
-
     assert scenario_hash(Scenario(wire=Wire())) == scenario_hash(Scenario())
     assert scenario_hash(Scenario(wire=Wire(keep=0.2))) != scenario_hash(Scenario())
     for wrong in ("wire.keep=0", "wire.keep=1.5", "wire.nodes=-1", "wire.kind=int4"):
