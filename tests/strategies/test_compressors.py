@@ -46,7 +46,7 @@ VALUES = st.lists(NUMBERS, max_size=12).map(lambda x: torch.tensor(x, dtype=torc
 
 @settings(deadline=None, max_examples=150)
 @given(VALUES, st.sampled_from(KINDS))
-@example(torch.tensor([1.9999, 2.0**-30, 2.0**-24 * 1.5]), "fp16")  # the largest is rounded up to the next power of two
+@example(torch.tensor([1.9999, 3 * 2.0**-38]), "fp16")  # the largest is rounded up to the next power of two
 @example(torch.tensor([127.0, -127.0, 0.3]), "int8")
 def test_what_is_pressed_is_pressed_to_itself_and_comes_back_to_the_last_bit(value: Tensor, kind: str) -> None:
     once = pressed(value, kind)
@@ -60,6 +60,7 @@ def test_what_is_pressed_is_pressed_to_itself_and_comes_back_to_the_last_bit(val
 
 @settings(deadline=None, max_examples=100)
 @given(VALUES)
+@example(torch.tensor([1 + 2.0**-8]))  # the highest bit that bfloat16 lacks
 def test_what_nobody_pressed_travels_without_the_loss_of_a_bit(value: Tensor) -> None:
     assert same(there_and_back(value), value)
 
@@ -72,7 +73,8 @@ def test_a_pressed_tensor_has_the_form_of_its_kind_and_its_size(kind: str) -> No
     count = SOME.numel()
     assert packed.nbytes() == {"bf16": 2 * count, "fp16": 2 * count + 2, "int8": count + 8, "topk": 6 * count // 20}[kind]
     assert packing.pack({"x": SOME}).nbytes() == 4 * count
-    assert packing.pack({"x": value}).values["x"].dtype != torch.float32 or kind == "topk"
+    if kind == "topk":  # a reader that lacks the shape gets all of it
+        assert packing.pack({"x": value}).nbytes() == 4 * count
 
 
 def test_places_that_lie_far_apart_have_zeros_between_them() -> None:
@@ -85,11 +87,16 @@ def test_places_that_lie_far_apart_have_zeros_between_them() -> None:
 
 def test_roundings_err_by_no_more_than_they_say() -> None:
     assert float(((bf16.press(SOME) - SOME).abs() / SOME.abs()).max()) <= 2**-8
-    large = SOME.abs() > 2.0**-28 * SOME.abs().max()
-    assert float(((fp16.press(SOME) - SOME).abs() / SOME.abs())[large].max()) <= 2**-11
+    wide = 1.2345 * 2.0 ** -torch.arange(29.0)
+    assert float(((fp16.press(wide) - wide).abs() / wide).max()) <= 2**-11
     assert norm({"": fp16.press(SOME * 1e-30) - SOME * 1e-30}) <= 2**-11 * norm({"": SOME * 1e-30})
     largest = int8._blocks(SOME).abs().amax(1, keepdim=True).expand(-1, int8.BLOCK).flatten()[: SOME.numel()]
     assert bool(((pressed(SOME, "int8") - SOME).abs().flatten() < largest * 2 / 127).all())
+
+
+def test_a_step_is_the_least_power_of_two_of_which_127_reach_the_largest_number() -> None:
+    for largest, exponent in ((127.0, 0), (127.0001, 1), (126.9, 0), (63.5, -1), (1.0, -6), (0.0, int8.LEAST)):
+        assert int8._steps(int8._blocks(torch.tensor([0.0, -largest]))).tolist() == [exponent]
 
 
 def test_eight_bits_are_the_number_in_the_mean_over_coins() -> None:
