@@ -29,7 +29,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import ledgers, outgoing, own_noise, repeats, secure, secure_wire, wire
+from client import ledgers, outgoing, own_noise, repeats, secure, secure_wire, sending, wire
 from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
@@ -38,11 +38,9 @@ from client.store import keys
 from configs.errors import InputError, nearest
 from configs.home import home
 from configs.scenario import Scenario, scenario_hash
-from strategies.admission import refusal
 from strategies.base import Release
 from strategies.privacy import rules
 from strategies.privacy.noise import declared
-from strategies.sums import total
 
 app = ClientApp()
 
@@ -133,10 +131,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _releases(node: Node, order: wire.Order, door: Door, load: float) -> Iterable[Release]:
     """What an order to train is answered with."""
     releases = door.bare(_timed(_trained(node, order), load))
-    if not node.split.aggregator.linear:
-        return releases
-    limit = node.scenario.max_release_norm
-    return total(r for r in releases if refusal(r, order.task.shared, limit) is None)
+    return releases if node.alone else sending.summed(node.scenario, order.task, releases, order.users)
 
 
 def _trained(node: Node, order: wire.Order) -> Iterable[Release]:
@@ -186,6 +181,7 @@ def open_kept(context: Context, run: str) -> Node:
     node.dataset = replace(everyone, users=users, unseen=unseen)
     key, played = keys.read(_text(context.node_config, "store-key")[0]), simulated(context.node_config)
     node.store, node.rank = PrivateStore(home() / "nodes" / folder_name(run), key, not played), _rank(context.node_config)
+    node.alone = not node.split.aggregator.linear
     return node
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from client import base as bases
-from client import controls, data
+from client import controls, data, sending
 from client.adapters.fisher import fitted
 from client.data.types import Dataset, Encoded
 from client.learner import Learner
-from client.own_noise import OwnNoise, clipped
+from client.own_noise import OwnNoise
 from client.private import PrivateStore
 from client.purse import Purse
 from client.ranks import masked, masks, narrowed, rank_of
@@ -26,7 +26,7 @@ from client.score import mean_losses, scores
 from client.similar import NEAR, sampled, similarity
 from client.split import split, twin, twinned
 from client.store import origin
-from client.store.manifest import Made
+from client.store.manifest import PRIVATE, Made
 from client.tower import Blocks, Tower
 from client.train import Trainer, Work, together
 from configs.errors import InputError
@@ -61,6 +61,7 @@ class Node:
         ``own`` noise it releases nothing under the local mechanism.
         """
         self.rank = 0  # of the shared LoRA a node carries at most so many; 0: all
+        self.alone = True  # each release is a message, and is pressed as one
         self.masks: dict[int, State] = {}  # by rank, as they are asked for
         self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
@@ -91,7 +92,8 @@ class Node:
         """Train users for one round and yield each one's release; private tensors go into the store instead."""
         made = self._made(task)
         for first in range(0, len(users), CHUNK):
-            yield from self._train_chunk(task, users[first : first + CHUNK], made)
+            for user, release in self._train_chunk(task, users[first : first + CHUNK], made):
+                yield sending.pressed(self.scenario, task, release, user) if self.alone else release
 
     def _made(self, task: Task) -> Made:
         """How the private adapters of a round come about."""
@@ -99,10 +101,11 @@ class Node:
         ledgers = tuple(f"{x.ledger.path.name}#{x.run}" for x in books)
         return Made(self.origin, task.round - 1, origin.of_state(task.shared), ledgers)
 
-    def _train_chunk(self, task: Task, users: Sequence[str], made: Made) -> Iterator[Release]:
+    def _train_chunk(self, task: Task, users: Sequence[str], made: Made) -> Iterator[tuple[str, Release]]:
         began, work = time.perf_counter(), Work()
         received, phases = self._received(task), self._phases(task)
         before = {user: self._state(user, task, received) for user in users}  # what cannot be read costs no budget
+        owed = sending.owed(self.scenario, self.store, users, task.round, self.origin)
         paying = self._paying(task, users)
         parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in paying}
         users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (paying, {})
@@ -115,14 +118,21 @@ class Node:
         for index, phase in enumerate(phases):
             turns = [Turn(user, parts[user][index], noise[user][index] if noise else 0.0) for user in users]
             states = self._phase(task, phase, turns, states, work)
+        ready: dict[str, Release] = {}
         for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.kept(k)}
-            if any(v is not before[user][k] for k, v in private.items()):
-                self.store.save(user, task.round, private, made)
+            keep = {PRIVATE: private} if any(v is not before[user][k] for k, v in private.items()) else {}
+            if user in owed and "shared" in task.turns:  # what is left out counts together with what is private
+                ready[user], left = self._thinned(task, user, self._release(task, user, state, received), owed[user])
+                keep = ({PRIVATE: private} if private else {}) | {sending.OWED: left}
+            if keep:
+                self.store.save_parts(user, task.round, keep, made)
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
                  "seconds": time.perf_counter() - began}  # fmt: skip
         for user, state in zip(users, states, strict=True):
-            yield self._guarded(task, user, self._release(task, user, state, received, {k: v / len(users) for k, v in share.items()}))
+            found = ready.pop(user, None) or self._thinned(task, user, self._release(task, user, state, received), {})[0]
+            each = {k: v / len(users) for k, v in share.items()}
+            yield user, sending.bounded(self.scenario, self._own_noise(), task, found, each)
 
     def _chosen(self, users: Sequence[str], states: list[State], received: State) -> list[State]:
         """What users have, each with the number of the cluster whose adapter fits their training examples best."""
@@ -189,17 +199,13 @@ class Node:
         allowed = own.book(task, users)
         return [user for user in users if user in allowed]
 
-    def _silent(self, task: Task, received: State, users: Sequence[str]) -> Iterator[Release]:
+    def _silent(self, task: Task, received: State, users: Sequence[str]) -> Iterator[tuple[str, Release]]:
         """What users send who have nothing to say: noise, where it is their own, so that nobody can tell."""
         for user in users if self._own_noise() and "shared" in task.turns else ():
-            yield self._guarded(task, user, self._release(task, user, masked(received, self._mask(user)), received, {}))
+            yield user, self._thinned(task, user, self._release(task, user, masked(received, self._mask(user)), received), {})[0]
 
-    def _guarded(self, task: Task, user: str, release: Release) -> Release:
-        """The release as guarantee U lets it out."""
-        if not self.scenario.privacy.of_users:
-            return release
-        own = self._own_noise()
-        return own.noised(release, task, user) if own else clipped(release, task)
+    def _thinned(self, task: Task, user: str, release: Release, owed: State) -> tuple[Release, State]:
+        return sending.thinned(self.scenario, self._own_noise(), task, user, release, owed)
 
     def _cost(self, task: Task, phase: Phase, noise: float, examples: int) -> Event:
         local = self._settings(task, phase)
@@ -261,7 +267,7 @@ class Node:
         cut = min(between, key=lambda at: abs(at - share * len(train)))
         return train[:cut] if phase.part == "support" else train[cut:]
 
-    def _release(self, task: Task, user: str, state: State, received: State, metrics: dict[str, float]) -> Release:
+    def _release(self, task: Task, user: str, state: State, received: State) -> Release:
         weight = float(len(self.dataset.users[user].train)) if self.scenario.weights == "examples" else 1.0
         out = [k for k in state if "shared" in task.turns and self.split.released(k, task.round)]
         seen = masked(received, self._mask(user))
@@ -271,7 +277,7 @@ class Node:
             update = at_home(task.round, common, update)
         if self.split.aggregator.hetero_rank:
             update = narrowed(update, rank_of(self.scenario, user, self.rank))
-        return Release({n: v * weight for n, v in update.items()}, weight if update else 0.0, 1, metrics)
+        return Release({n: v * weight for n, v in update.items()}, weight if update else 0.0)
 
     def _received(self, task: Task) -> State:
         """Tensors that all users have in common, on the device: what the server sent, and what the seed makes."""

@@ -117,7 +117,7 @@ def _kept(_door: Door, content: RecordDict, _shared: State) -> RecordDict:
 
 
 def _releases(door: Door, content: RecordDict, shared: State) -> RecordDict:
-    found = wire.decode_releases(content)
+    found = wire.decode_releases(content, shared)
     if any(r.metrics.keys() - set(door.sums()) for r in found):
         raise WireError("counters stay here: privacy.waive does not name them")
     for name, value in ((n, v) for r in found for n, v in r.update.items()):

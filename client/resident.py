@@ -28,7 +28,8 @@ from configs.home import home
 
 SOCKET = "trainer.sock"
 LONGEST = 107  # bytes of a socket's path
-PROTOCOL = 1
+PROTOCOL = 2
+PART, MOST = 2**24, 2**31  # bytes of a frame, and of all frames of a message, at most
 ANSWER, ERROR = b"a", b"e"
 Answer = Callable[[Message, Context], Message]
 log = logging.getLogger("flwr.homing")
@@ -53,19 +54,41 @@ def ask(message: Message, context: Context) -> Message | None:
     with trainer:
         try:
             trainer.send_bytes(_head(context))
-            trainer.send_bytes(message_to_proto(message).SerializeToString())
-            kind, said = trainer.recv_bytes(), trainer.recv_bytes()
+            send(trainer, message_to_proto(message).SerializeToString())
+            kind, said = trainer.recv_bytes(len(ANSWER)), receive(trainer)
         except (EOFError, OSError):
             raise TrainerError("the trainer ended before it answered; its log says why") from None
-    if kind == ERROR:
-        raise TrainerError(said.decode())
-    return message_from_proto(Proto.FromString(said))
+    if kind != ANSWER:
+        raise TrainerError(said.decode(errors="replace"))
+    try:
+        return message_from_proto(Proto.FromString(said))
+    except Exception as error:  # whatever has come instead of a message
+        raise TrainerError(f"the trainer's answer is no message: {str(error)[:200]}") from None
 
 
 def _head(context: Context) -> bytes:
     told = {"protocol": PROTOCOL, "run": context.run_id, "node": context.node_id, "node_config": dict(context.node_config),
             "run_config": dict(context.run_config)}  # fmt: skip
     return json.dumps(told).encode()
+
+
+def send(to: Connection, data: bytes) -> None:
+    """Send in frames of `PART` bytes; a shorter one is the last."""
+    view = memoryview(data)
+    for at in range(0, len(data) + 1, PART):
+        to.send_bytes(view[at : at + PART])
+
+
+def receive(by: Connection) -> bytes:
+    """What `send` has sent. Raises `OSError` before it makes room for a larger frame, or for more than `MOST` bytes."""
+    found = bytearray()
+    while True:
+        frame = by.recv_bytes(PART)
+        found += frame
+        if len(frame) < PART:
+            return bytes(found)
+        if len(found) > MOST:
+            raise OSError(f"a message has more than {MOST} bytes")
 
 
 # ---------------------------------------------------------------------- the trainer
@@ -98,12 +121,12 @@ def serve(answer: Answer, folder: Path | None = None) -> None:
 
 
 def _turn(caller: Connection, answer: Answer) -> None:
-    """Take one message and send what comes of it. A caller who leaves in between costs nothing but the answer."""
+    """Take one message and send what comes of it. A caller who leaves in between, or sends no frames, costs nothing but the answer."""
     try:
-        head, body = caller.recv_bytes(), caller.recv_bytes()
+        head, body = caller.recv_bytes(PART), receive(caller)
         kind, said = _answered(head, body, answer)
         caller.send_bytes(kind)
-        caller.send_bytes(said)
+        send(caller, said)
     except (EOFError, OSError) as error:
         log.warning("a caller left before it had its answer: %s", error)
 
@@ -120,7 +143,7 @@ def _answered(head: bytes, body: bytes, answer: Answer) -> tuple[bytes, bytes]:
         log.info("answered %s in %.1f s", message.metadata.message_type, time.perf_counter() - began)
     except Exception as error:  # it must not end the trainer
         log.exception("no answer")
-        return ERROR, f"{type(error).__name__}: {error}".encode()
+        return ERROR, f"{type(error).__name__}: {error}".encode(errors="replace")
     return ANSWER, said
 
 

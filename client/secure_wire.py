@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client import wire
 from client.secure import Call
-from client.wire import Order, WireError, expect, fields_of, record_of
+from client.wire import Order, WireError, expect, fields_of, tensors_of
 
 ACTION = "secure"  # of Flower's messages: "train.secure" begins a sum, "query.secure" goes on with it
 SUM = {"session": str, "users": int, "nodes": int, "noise": float, "me": str}
@@ -33,7 +33,7 @@ class Step(typing.NamedTuple):
     message: bytes
 
 
-def encode_begin(order: Order, shared: ArrayRecord, call: Call, me: str) -> RecordDict:
+def encode_begin(order: Order, shared: RecordDict, call: Call, me: str) -> RecordDict:
     """Write an order whose answer begins a sum."""
     said = ConfigRecord({
         "session": call.session, "users": call.users, "nodes": call.nodes, "noise": float(call.noise), "me": me,
@@ -43,9 +43,9 @@ def encode_begin(order: Order, shared: ArrayRecord, call: Call, me: str) -> Reco
 
 def decode_begin(content: RecordDict) -> tuple[Order, Call, str]:
     """Read an order, the sum's call, and what the node is called in it."""
-    expect(content, {"order", "shared", "sum"})
+    expect(content, {"order", "shared", "sum"}, {"beside"})
     said = fields_of(content, "sum", SUM)
-    order = wire.decode_order(RecordDict({name: content[name] for name in ("order", "shared")}))
+    order = wire.decode_order(RecordDict({name: record for name, record in content.items() if name != "sum"}))
     return order, Call(said["session"], said["users"], said["nodes"], said["noise"]), said["me"]
 
 
@@ -73,12 +73,8 @@ def decode_answer(content: RecordDict) -> bytes:
 
 
 def _bytes(content: RecordDict) -> bytes:
-    found = record_of(content, "masking", ArrayRecord)
+    found = tensors_of(content, "masking", ("|u1",))
     expect(found, {"message"})
-    try:
-        array = found["message"].numpy()
-    except Exception as error:  # whatever bytes somebody calls an array
-        raise WireError(f"a message cannot be read: {error}") from None
-    if array.dtype != np.uint8 or array.ndim != 1:
-        raise WireError(f"a message is {array.dtype} of {array.ndim} axes")
-    return array.tobytes()
+    if found["message"].dim() != 1:
+        raise WireError(f"a message has {found['message'].dim()} axes")
+    return found["message"].numpy().tobytes()

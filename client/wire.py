@@ -4,9 +4,11 @@
 record         direction       holds
 =============  ==============  =============================================================================
 ``order``      to the node     round, turns, epochs, participations, bound, cohort, everyone, run, users; part, controls to evaluate
-``shared``     to the node     the shared adapter, float32
+``shared``     to the node     the shared adapter, in the forms of `strategies.packing`
+``beside``     to the node     what these forms need besides, where any does
 ``kept``       to the server   the users that a node keeps, of how many nodes it is one, if it is only played, what it lets out
-``update.N``   to the server   the N-th release's tensors, float32
+``update.N``   to the server   the N-th release's tensors, in these forms
+``beside.N``   to the server   what they need besides, where any does
 ``release.N``  to the server   its weight, its number of users and the sums in `SUMS`
 ``who.N``      to the server   evaluation: the users of a table whose rows have equal columns
 ``scores.N``   to the server   its columns; NaN stands for a number that is undefined
@@ -25,8 +27,11 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from client import arrays
 from configs.scenario import Scenario, load
+from strategies import packing
 from strategies.base import Release, Task
+from strategies.packing import Packed
 from strategies.privacy.user_level import BIT
 from strategies.tree import State
 
@@ -36,6 +41,7 @@ WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
 ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "everyone": int,
          "run": str, "origin": list[str], "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
+DTYPES = ("<f4", "<f2", "<i2", "|i1")  # of `strategies.packing`
 
 
 class WireError(ValueError):
@@ -71,12 +77,17 @@ def scenario_of(run_config: Mapping[str, Any]) -> Scenario:
 
 # ---------------------------------------------------------------------- to the node
 def encode_state(state: State) -> ArrayRecord:
-    """Tensors as float32; order and names stay."""
+    """Tensors as float32, for whoever reads Flower's own records; order and names stay."""
     return ArrayRecord({name: value.detach().float().cpu() for name, value in state.items()})
 
 
-def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
-    """Write an order. ``shared`` is ``order.task.shared``, encoded once for all nodes of a round."""
+def encode_shared(shared: State) -> RecordDict:
+    """The shared adapter for all nodes of a round, encoded once."""
+    return _packed(packing.pack(shared), "shared", "beside")
+
+
+def encode_order(order: Order, shared: RecordDict) -> RecordDict:
+    """Write an order. ``shared`` is what `encode_shared` makes of ``order.task.shared``."""
     task = order.task
     said = ConfigRecord({
         "round": task.round,
@@ -92,15 +103,15 @@ def encode_order(order: Order, shared: ArrayRecord) -> RecordDict:
         "controls": list(order.controls),
         "origin": list(order.origin),
     })  # fmt: skip
-    return RecordDict({"order": said, "shared": shared})
+    return RecordDict({"order": said, **shared})
 
 
 def decode_order(content: RecordDict) -> Order:
     """Read an order."""
-    expect(content, {"order", "shared"})
+    expect(content, {"order", "shared"}, {"beside"})
     said = fields_of(content, "order", ORDER)
     epochs = None if said["epochs"] < 0 else said["epochs"]
-    shared = _state(record_of(content, "shared", ArrayRecord))
+    shared = _state(content, "shared", "beside", {})
     task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"], said["bound"],
                 said["cohort"], said["everyone"])  # fmt: skip
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]), tuple(said["origin"]))
@@ -125,8 +136,8 @@ def decode_kept(content: RecordDict) -> Kept:
     return Kept(tuple(said["users"]), said["partitions"], said["simulated"], tuple(said["lets"]))
 
 
-def encode_releases(releases: Iterable[Release], shared: Container[str]) -> RecordDict:
-    """Write releases, or a node's one sum of them. Metrics other than `SUMS` stay home.
+def encode_releases(releases: Iterable[Release], shared: State) -> RecordDict:
+    """Write releases, or a node's one sum of them. Metrics other than `SUMS` stay home. ``shared``: what the order carried.
 
     Raises `WireError` for a tensor that is none of the shared adapter's: whatever went wrong before, it does not leave.
     """
@@ -135,16 +146,24 @@ def encode_releases(releases: Iterable[Release], shared: Container[str]) -> Reco
         if hidden := [name for name in release.update if name not in shared]:
             raise WireError(f"'{hidden[0]}' is no tensor of the shared adapter and stays here")
         sums = {name: float(release.metrics[name]) for name in SUMS if name in release.metrics}
-        content[f"update.{index}"] = encode_state(release.update)
+        content.update(_packed(packing.pack(release.update, shared), f"update.{index}", f"beside.{index}"))
         content[f"release.{index}"] = MetricRecord({"weight": float(release.weight), "users": release.users, **sums})
     return content
 
 
-def decode_releases(content: RecordDict) -> list[Release]:
-    """Read releases. Raises `WireError` for anything that does not belong into one, numbers that are none included."""
-    count = len(content) // 2
-    expect(content, {f"{kind}.{i}" for kind in ("update", "release") for i in range(count)})
-    return [_release(content, index) for index in range(count)]
+def decode_releases(content: RecordDict, shared: State) -> list[Release]:
+    """Read releases. Raises `WireError` for anything that does not belong into one, numbers that are none included.
+
+    ``shared``: what the order carried, of which a form may leave out the shapes. A tensor that is none of it is read all the same.
+    """
+    count = sum(name.startswith("release.") for name in content)
+    expect(content, {f"{kind}.{i}" for kind in ("update", "release") for i in range(count)}, {f"beside.{i}" for i in range(count)})
+    return [_release(content, index, shared) for index in range(count)]
+
+
+def size(content: RecordDict) -> int:
+    """Bytes of a message's records, as Flower sends them: arrays with headers and names, and all others as they are serialized."""
+    return sum(record.count_bytes() if isinstance(record, ArrayRecord) else len(record.deflate()) for record in content.values())
 
 
 def encode_rows(rows: Iterable[dict[str, Any]]) -> RecordDict:
@@ -167,16 +186,16 @@ def decode_rows(content: RecordDict) -> list[dict[str, Any]]:
     return [row for index in range(count) for row in _table(content, index)]
 
 
-def _release(content: RecordDict, index: int) -> Release:
+def _release(content: RecordDict, index: int, shared: State) -> Release:
     numbers: Any = dict(record_of(content, f"release.{index}", MetricRecord))
     if not {"weight", "users"} <= numbers.keys() <= {"weight", "users", *SUMS}:
-        raise WireError(f"a release says {sorted(numbers)}")
+        raise WireError(f"a release says {_short(sorted(numbers))}")
     if any(isinstance(v, list) or not math.isfinite(v) for v in numbers.values()):
         raise WireError("a number of a release is none")
     users, weight = numbers.pop("users"), numbers.pop("weight")
     if not isinstance(users, int) or users < 1:
         raise WireError(f"a release of {users} users")
-    return Release(_state(record_of(content, f"update.{index}", ArrayRecord)), float(weight), users, numbers)
+    return Release(_state(content, f"update.{index}", f"beside.{index}", shared), float(weight), users, numbers)
 
 
 def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
@@ -186,19 +205,35 @@ def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
     if not all(isinstance(v, list) and len(v) == height for v in (*who.values(), *scores.values())):
         raise WireError("the columns of an evaluation have different lengths")
     if not all("." in column for column in scores):
-        raise WireError(f"an evaluation has columns {sorted(scores)}, which are not all of the form row.metric")
+        raise WireError(f"an evaluation has columns {_short(sorted(scores))}, which are not all of the form row.metric")
     heads = [{name: who[name][i] for name in WHO} for i in range(height)]
     return [h | {c: None if math.isnan(v[i]) else v[i] for c, v in scores.items()} for i, h in enumerate(heads)]
 
 
-def _state(record: ArrayRecord) -> State:
+def _packed(packed: Packed, values: str, beside: str) -> RecordDict:
+    found = RecordDict({values: ArrayRecord(packed.values)})  # type: ignore[arg-type]
+    if packed.beside:
+        found[beside] = ArrayRecord(packed.beside)  # type: ignore[arg-type]
+    return found
+
+
+def _state(content: RecordDict, values: str, beside: str, shared: State) -> State:
+    packed = Packed(tensors_of(content, values), tensors_of(content, beside) if beside in content else {})
     try:
-        state = dict(record.to_torch_state_dict())
-    except Exception as error:  # whatever bytes somebody calls an array
+        return packing.unpack(packed, shared)
+    except ValueError as error:
         raise WireError(f"a tensor cannot be read: {error}") from None
-    if other := [f"'{name}' is {value.dtype}" for name, value in state.items() if value.dtype != torch.float32]:
-        raise WireError(f"a tensor is not float32: {other[0]}")
-    return state
+
+
+def tensors_of(content: RecordDict, name: str, dtypes: Container[str] = DTYPES) -> State:
+    """The arrays of a record. Raises `WireError` for what is none, or none of these types, and makes nothing larger than its bytes."""
+    record = record_of(content, name, ArrayRecord)
+    try:
+        if strange := [each.stype for each in record.values() if each.stype != "numpy.ndarray"]:
+            raise ValueError(f"it is a {strange[0][:20]}")
+        return {key: torch.from_numpy(arrays.read(each.data, dtypes)) for key, each in record.items()}
+    except ValueError as error:
+        raise WireError(f"a tensor cannot be read: {error}") from None
 
 
 def fields_of(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +242,7 @@ def fields_of(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict
     for key, kind in fields.items():
         value, of = said[key], typing.get_args(kind)
         if type(value) is not (list if of else kind) or any(type(item) is not of[0] for item in (value if of else ())):
-            raise WireError(f"'{key}' of '{name}' is {value!r}")
+            raise WireError(f"'{key}' of '{name}' is {_short(value)}")
     return dict(said)
 
 
@@ -218,6 +253,11 @@ def record_of(content: RecordDict, name: str, kind: Callable[..., Any]) -> Any:
     return found
 
 
-def expect(found: Mapping[str, Any], names: Iterable[str]) -> None:
-    if (said := set(found)) != set(names):
-        raise WireError(f"a message holds {sorted(said)}, not {sorted(names)}")
+def expect(found: Mapping[str, Any], names: Iterable[str], perhaps: Iterable[str] = ()) -> None:
+    said, wanted = set(found), set(names)
+    if not wanted <= said <= wanted | set(perhaps):
+        raise WireError(f"a message holds {_short(sorted(said))}, not {sorted(wanted)}")
+
+
+def _short(value: object) -> str:
+    return said if len(said := repr(value)) < 200 else f"{said[:200]}..."

@@ -47,6 +47,7 @@ class HomingStrategy(Strategy):
         self.shared: State = {}
         self.memory: State | None = None
         self.asked: dict[int, list[str]] = {}
+        self.task = Task(0, {})
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Order this round's users to be trained."""
@@ -56,9 +57,9 @@ class HomingStrategy(Strategy):
         if server_round == 1:
             self.memory = None
         self.shared = dict(arrays.to_torch_state_dict())
-        task = rounds.plan(self.scenario, self.shared, server_round, len(self.users))
+        self.task = rounds.plan(self.scenario, self.shared, server_round, len(self.users))
         self.asked = among(runtime.homes(), rounds.sample(self.scenario, self.users, server_round))
-        return orders(self.asked, task, runtime.run)
+        return orders(self.asked, self.task, runtime.run)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:  # noqa: ARG002
         """Check the releases and let the scenario's aggregator make the next shared adapter of them."""
@@ -72,8 +73,8 @@ class HomingStrategy(Strategy):
                 yield release
 
         memory = self.aggregator.init(self.shared) if self.memory is None else self.memory
-        found = admitted(releases(self.asked, replies, self.runtime.failed), self.shared, self.scenario.max_release_norm, dropped,
-                         narrow=self.aggregator.hetero_rank)  # fmt: skip
+        sent = releases(self.asked, self.task, replies, self.runtime.failed)
+        found = admitted(sent, self.shared, self.scenario.max_release_norm, dropped, narrow=self.aggregator.hetero_rank)
         self.memory, shared = self.aggregator.apply(memory, self.shared, counted(found))
         said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared))}
         if sums["examples"]:

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from client import wire
 from client.wire import Order
 from configs.errors import InputError
-from strategies.base import Release, Task
+from strategies.base import Release, Task, Traffic
 
 T = TypeVar("T")
 Homes = Mapping[int, Sequence[str]]  # node -> the users that it keeps; in the order in which answers are taken
@@ -46,6 +46,7 @@ class GridRuntime:
         self.patience = patience  # seconds to wait for nodes
         self.deadline = deadline  # seconds to wait for a round's answers
         self.failed: Counter[str] = Counter()  # answers that were none, by reason
+        self.traffic = Traffic()
         self._kept: Mapping[int, wire.Kept] = {}  # by every node that has not been replaced
         self._there: set[int] = set()
         self._refused: set[int] = set()
@@ -90,8 +91,7 @@ class GridRuntime:
         least = math.ceil(self.quorum * len(users))
         for _ in range(TRIES if users else 0):
             asked = self._gathered(task, users, max(1, least))
-            sent = orders(asked, task, self.run, self.origin)
-            found = answered(asked, self.grid.send_and_receive(sent, timeout=self.deadline), self.failed)
+            found = answered(asked, task, self.exchange(orders(asked, task, self.run, self.origin)), self.failed)
             heard = sum(len(asked[node]) for node in found)
             if heard >= least:
                 yield from (release for some in found.values() for release in some)
@@ -120,7 +120,18 @@ class GridRuntime:
             return []
         self.look()
         messages = questions(self.homes(), task, self.run, part, wanted, self.origin)
-        return rows(self.homes(), self.grid.send_and_receive(messages, timeout=self.deadline), self.failed)
+        return rows(self.homes(), self.exchange(messages, scores=True), self.failed)
+
+    def exchange(self, messages: Sequence[Message], scores: bool = False) -> list[Message]:
+        """Send messages, wait for the answers, and count what all of them take."""
+        down = sum(wire.size(message.content) for message in messages)
+        replies = list(self.grid.send_and_receive(messages, timeout=self.deadline))
+        up = sum(wire.size(reply.content) for reply in replies if not reply.has_error())
+        if scores:
+            self.traffic.scored += up + down
+        else:
+            self.traffic.up, self.traffic.down = self.traffic.up + up, self.traffic.down + down
+        return replies
 
 
 def meet(grid: Grid, nodes: int, patience: float, timeout: float) -> Mapping[int, wire.Kept]:
@@ -204,20 +215,20 @@ def among(homes: Homes, users: Iterable[str]) -> dict[int, list[str]]:
 
 def orders(asked: Homes, task: Task, run: str, origin: tuple[str, ...] = ()) -> list[Message]:
     """One message to each node: train these users. All carry the same encoded adapter."""
-    shared, group = wire.encode_state(task.shared), str(task.round)
+    shared, group = wire.encode_shared(task.shared), str(task.round)
     wanted = {node: Order(task, run, tuple(users), origin=origin) for node, users in asked.items()}
     return [Message(wire.encode_order(order, shared), node, MessageType.TRAIN, group_id=group) for node, order in wanted.items()]
 
 
 def questions(homes: Homes, task: Task, run: str, part: str, wanted: Sequence[str], origin: tuple[str, ...] = ()) -> list[Message]:
     """One message to each node: score this split of your users, with these rows."""
-    content = wire.encode_order(Order(task, run, (), part, tuple(wanted), origin), wire.encode_state(task.shared))
+    content = wire.encode_order(Order(task, run, (), part, tuple(wanted), origin), wire.encode_shared(task.shared))
     return [Message(content, node, MessageType.EVALUATE, group_id=str(task.round)) for node in homes]
 
 
-def answered(asked: Homes, replies: Iterable[Message], failed: Counter[str]) -> dict[int, list[Release]]:
+def answered(asked: Homes, task: Task, replies: Iterable[Message], failed: Counter[str]) -> dict[int, list[Release]]:
     """Read the answers of a round. One that cannot be read, or speaks for more users than it was asked for, is left out."""
-    found = decoded(list(asked), replies, wire.decode_releases, failed)
+    found = decoded(list(asked), replies, lambda content: wire.decode_releases(content, task.shared), failed)
     for node, some in list(found.items()):
         users = sum(release.users for release in some)
         if users > len(asked[node]):
@@ -228,9 +239,9 @@ def answered(asked: Homes, replies: Iterable[Message], failed: Counter[str]) -> 
     return found
 
 
-def releases(asked: Homes, replies: Iterable[Message], failed: Counter[str]) -> Iterator[Release]:
+def releases(asked: Homes, task: Task, replies: Iterable[Message], failed: Counter[str]) -> Iterator[Release]:
     """What `answered` reads, one after the other."""
-    return (release for some in answered(asked, replies, failed).values() for release in some)
+    return (release for some in answered(asked, task, replies, failed).values() for release in some)
 
 
 def rows(homes: Homes, replies: Iterable[Message], failed: Counter[str]) -> list[dict[str, Any]]:

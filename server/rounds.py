@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import invited, participations, sample
 from strategies import schemes
-from strategies.base import Aggregator, Release, Runtime, Task, personal
+from strategies.base import Aggregator, Metered, Release, Runtime, Task, Traffic, personal
+from strategies.compressors import down
 from strategies.privacy.joint import bound, needed
 from strategies.sums import total
 from strategies.tree import State, nbytes, norm, subtract
@@ -58,6 +59,7 @@ def last_round(scenario: Scenario) -> int:
 def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
     """What a round asks of its users, of so many in the run."""
     most, cohort = participations(scenario, users), min(scenario.users_per_round or users, users)
+    shared = down(shared, scenario.wire)
     if number > scenario.rounds:
         return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort, everyone=users)
     both = "shared" in schemes.of(scenario).blocks and number <= scenario.private_from
@@ -77,7 +79,7 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
 
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
            chosen: list[str]) -> Checkpoint:  # fmt: skip
-    tally, clock = _Tally(), _Clock()
+    tally, clock = _Tally(runtime, task, len(chosen)), _Clock()
     releases = admission_of(scenario, runtime, task, chosen, state.shared, tally, aggregator.hetero_rank)
     memory, shared = aggregator.apply(state.memory, state.shared, clock.each("train", releases))
     clock.lap("aggregate")
@@ -86,8 +88,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         "users": len(chosen),
         "releases": tally.users,
         "dropped": dict(tally.dropped),
-        "bytes_up": tally.bytes_up,
-        "bytes_down": nbytes(state.shared) * len(chosen),
+        "bytes_up": tally.bytes().up,
+        "bytes_down": tally.bytes().down,
         "tokens": round(tally.metrics["tokens"]),
         "steps": round(tally.metrics["steps"]),
         "train_loss": tally.metrics["loss"] / tally.metrics["examples"] if tally.metrics["examples"] else None,
@@ -98,6 +100,8 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
     if wanted := followed(scenario, task.round):
         row["validation"] = averages(runtime.evaluate(Task(task.round + 1, shared), "validation", wanted))
         clock.lap("evaluate")
+        if scored := tally.bytes().scored:
+            row["bytes_scored"] = scored
     row["seconds"] = clock.seconds
     return Checkpoint(task.round, shared, memory, [*state.rows, row])
 
@@ -118,6 +122,7 @@ def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[s
 
     if scenario.root_users:
         yield from (replace(r, root=True) for r in total(let_in(replace(task, participations=scenario.rounds), scenario.root_users)))
+        tally.begin()
     for release in let_in(task, users):
         tally.add(release)
         yield release
@@ -135,18 +140,30 @@ def averages(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 class _Tally:
-    """What went over the wire in a round."""
+    """What went over the wire in a round; where a runtime does not count it, every user's release and what every user received."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime, task: Task, asked: int) -> None:
+        self.meter = runtime.traffic if isinstance(runtime, Metered) else Traffic(0, nbytes(task.shared) * asked)
+        self.counts, self.before = isinstance(runtime, Metered), Traffic()
         self.dropped: Counter[str] = Counter()
         self.metrics: Counter[str] = Counter(tokens=0, steps=0, loss=0, examples=0)
-        self.users = self.bytes_up = 0
+        self.users = 0
+        if self.counts:
+            self.begin()
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self.before = replace(self.meter) if self.counts else self.before
 
     def add(self, release: Release) -> None:
         self.users += release.users
-        self.bytes_up += nbytes(release.update)
+        self.meter.up += 0 if self.counts else nbytes(release.update)
         for name, value in release.metrics.items():
             self.metrics[name] += value  # type: ignore[assignment]
+
+    def bytes(self) -> Traffic:
+        """Of messages since the round began."""
+        return Traffic(*(now - then for now, then in zip(astuple(self.meter), astuple(self.before), strict=True)))
 
 
 class _Clock:

@@ -52,3 +52,10 @@ def participations(scenario: Scenario, users: int) -> int:
 
 def _shuffled(count: int, *key: object) -> list[int]:
     return torch.randperm(count, generator=generator(*key)).tolist()
+
+
+def dealt(everyone: Sequence[str], users: Sequence[str], nodes: int) -> dict[str, list[str]]:
+    """The users of a round by the node that keeps them: every so manieth of all users, as Flower's partitions do."""
+    chosen = set(users)
+    found = {str(index): [user for user in everyone[index::nodes] if user in chosen] for index in range(nodes)}
+    return {name: kept for name, kept in found.items() if kept}

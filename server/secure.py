@@ -16,9 +16,11 @@ from client import secure
 from client.masking import MODULUS, MaskingError
 from client.secure import Call, Form
 from configs.scenario import Scenario
+from server.sampling import dealt
 from server.unmasking import sum_here
 from strategies import aggregators
-from strategies.base import Release, Runtime, Task
+from strategies.base import Release, Runtime, Task, Traffic
+from strategies.packing import pack
 from strategies.privacy.joint import Plan
 from strategies.tree import norm
 
@@ -67,6 +69,7 @@ class SecureRuntime:
     def __init__(self, inner: Runtime, scenario: Scenario, plan: Plan | None = None, drop_at: Mapping[str, str] | None = None) -> None:
         self.inner, self.scenario, self.plan, self.drop_at = inner, scenario, plan, drop_at
         self.failed: Counter[str] = Counter()  # rounds that gave nothing, by reason
+        self.traffic = Traffic()  # of orders and vectors; keys and shares come on top
 
     def users(self) -> Sequence[str]:
         """All users that may train."""
@@ -76,6 +79,7 @@ class SecureRuntime:
         """Train each node's users and yield the sum of what all of them release."""
         scenario = self.scenario
         asked = dealt(self.users(), users, scenario.privacy.masking.nodes)
+        self.traffic.down += pack(task.shared).nbytes() * len(asked)
 
         def summing(_call: Call, how: Form) -> tuple[Tensor, tuple[str, ...]]:
             vectors = {
@@ -85,6 +89,7 @@ class SecureRuntime:
                 for name, kept in asked.items()
             }
             drops = {name: step for name, step in (self.drop_at or {}).items() if name in asked}
+            self.traffic.up += 4 * how.terms.size * len(vectors)
             return sum_here(how.terms, vectors, drops, MODULUS // 2 - 1)
 
         return released(scenario, task, asked, self.plan, summing, self.failed)
@@ -92,13 +97,6 @@ class SecureRuntime:
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of all users."""
         return self.inner.evaluate(task, part, wanted)
-
-
-def dealt(everyone: Sequence[str], users: Sequence[str], nodes: int) -> dict[str, list[str]]:
-    """The users of a round by the node that keeps them: every so manieth of all users, as Flower's partitions do."""
-    chosen = set(users)
-    found = {str(index): [user for user in everyone[index::nodes] if user in chosen] for index in range(nodes)}
-    return {name: kept for name, kept in found.items() if kept}
 
 
 def _gives_nothing(task: Task, why: str, failed: Counter[str]) -> None:

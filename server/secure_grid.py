@@ -28,7 +28,7 @@ class SecureGridRuntime:
     """
 
     def __init__(self, inner: GridRuntime, scenario: Scenario, plan: Plan | None = None) -> None:
-        self.inner, self.scenario, self.plan = inner, scenario, plan
+        self.inner, self.scenario, self.plan, self.traffic = inner, scenario, plan, inner.traffic
 
     def users(self) -> Sequence[str]:
         """All users of all nodes, sorted."""
@@ -40,7 +40,7 @@ class SecureGridRuntime:
         asked = {str(node): kept for node, kept in among(self.inner.homes(), users).items()}
 
         def summing(call: Call, how: Form) -> tuple[Tensor, tuple[str, ...]]:
-            shared = wire.encode_state(task.shared)
+            shared = wire.encode_shared(task.shared)
             orders = {me: Order(task, self.inner.run, tuple(kept), origin=self.inner.origin) for me, kept in asked.items()}
             first = {me: secure_wire.encode_begin(order, shared, call, me) for me, order in orders.items()}
             return collect(how.terms, self._exchange(task, f"{MessageType.TRAIN}.{ACTION}", first), go_on)
@@ -57,6 +57,6 @@ class SecureGridRuntime:
 
     def _exchange(self, task: Task, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, bytes]:
         messages = [Message(content, int(me), kind, group_id=str(task.round)) for me, content in contents.items()]
-        replies = self.inner.grid.send_and_receive(messages, timeout=self.inner.deadline)
+        replies = self.inner.exchange(messages)
         found = decoded([int(me) for me in contents], replies, secure_wire.decode_answer, self.inner.failed)
         return {str(node): answer for node, answer in found.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from strategies.tree import State
 
@@ -131,6 +131,22 @@ class Scheme(NamedTuple):
 def personal(scheme: Scheme) -> bool:
     """Whether users keep anything of their own, which a last phase could go on with."""
     return "private" in scheme.blocks or any("private" in phase.moves for phase in scheme.phases)
+
+
+@dataclass
+class Traffic:
+    """Bytes of messages that a runtime has sent and received so far, and of those that only evaluate."""
+
+    up: int = 0
+    down: int = 0
+    scored: int = 0
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A runtime that counts what its messages take."""
+
+    traffic: Traffic
 
 
 class Runtime(Protocol):

@@ -47,6 +47,8 @@ def problems(scenario: Scenario) -> Iterator[str]:
         yield f"root_users are asked by aggregators that weigh the others by them, and {said} does not; leave root_users=[]"
     if chosen.rooted and scheme.clusters > 1:
         yield f"{said} has one direction to trust, and scheme '{scenario.scheme}' has several adapters; use another scheme or fedit"
+    if scenario.wire.kind != "none":
+        yield from _pressed(scenario, scheme, said)
     if chosen.controls and "shared" in scheme.blocks:
         yield from _steps(scenario, said)
         if not _plain(scheme, common):
@@ -61,6 +63,20 @@ def _steps(scenario: Scenario, said: str) -> Iterator[str]:
             yield f"{said} {why}; set shared_training.{name}={str(wanted).lower()}, not {found}"
     if not scenario.shared_training.lr:
         yield f"{said} {why}; set shared_training.lr above 0"
+
+
+def _pressed(scenario: Scenario, scheme: Scheme, said: str) -> Iterator[str]:
+    """Where a release is no update that could be rounded, or what was left out of one round has no meaning in the next."""
+    wire, chosen = scenario.wire, aggregators.build(scenario.aggregator, scenario.aggregator_options)
+    if scheme.clusters > 1:
+        yield f"wire.kind={wire.kind} would round the counts by which scheme '{scenario.scheme}' divides; set wire.kind=none"
+    if chosen.controls:
+        yield f"{said} keeps a user's whole control variate at home, and wire.kind={wire.kind} sends another; set wire.kind=none"
+    if wire.kind == "topk" and wire.feedback and chosen.paired:
+        yield (
+            f"{said} writes the factors anew or lets them take turns, so that what wire.kind=topk has left out of one round does not "
+            "fit the next; set wire.feedback=false, or use fedit, fedavgm or fedadam"
+        )
 
 
 def _plain(scheme: Scheme, common: dict[str, set[str]]) -> bool:

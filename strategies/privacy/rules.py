@@ -9,7 +9,7 @@ from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
 from strategies.base import Scheme, personal
-from strategies.privacy import accounting, budget
+from strategies.privacy import accounting, budget, joint
 
 
 def refuse(scenario: Scenario) -> None:
@@ -38,6 +38,8 @@ def problems(scenario: Scenario) -> Iterator[str]:
         yield from _of_users(scenario, scheme)
     if privacy.secure:
         yield from _secure(scenario, scheme)
+    if scenario.wire.kind != "none":
+        yield from _pressed(scenario)
 
 
 def trained(scheme: Scheme, personalize: bool = True) -> list[str]:
@@ -172,4 +174,19 @@ def _secure(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
         yield (
             f"max_release_norm is {scenario.max_release_norm:g}, and under privacy.secure it is what the fixed point is sized to; set "
             "it to about the largest norm of a user's update, such as max_release_norm=1"
+        )
+
+
+def _pressed(scenario: Scenario) -> Iterator[str]:
+    """Forms of releases under which one user would move what is released by more than the bound."""
+    privacy, kind = scenario.privacy, scenario.wire.kind
+    if privacy.secure:
+        yield (
+            f"wire.kind={kind} has no part in a sum under masks, whose numbers are whole and of one size already; set wire.kind=none"
+        )
+    elif kind != "topk" and joint.needed(scenario):
+        yield (
+            f"wire.kind={kind} rounds what a node sends after its users were clipped, so that one user moves the sum by more than "
+            "privacy.user.clip and the noise is too small for it; use wire.kind=topk, which comes before the clip, or "
+            "privacy.user.mechanism=local, where noise comes before the rounding"
         )

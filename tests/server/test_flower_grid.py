@@ -66,7 +66,7 @@ def test_three_nodes_of_flower_and_one_fused_pass_end_at_the_same_adapters(
 def test_a_node_sends_one_sum_where_the_aggregator_is_linear_and_a_release_per_user_elsewhere(world: str) -> None:
     for name, each in (("fedit", 1), ("flower.FedMedian", 0)):
         grid = LocalGrid(f"{world} aggregator={name}", [{"users": "u0, u1, u2, u3, u4"}])
-        runtime = GridRuntime(grid, "x")
+        runtime = GridRuntime(grid, name)
         found = list(runtime.train(Task(1, _start(f"{world} aggregator={name}")), runtime.users()))
         assert len(found) == (each or len(runtime.users())) and sum(r.users for r in found) == len(runtime.users()) > 2
 
@@ -151,13 +151,13 @@ def test_a_users_release_that_is_no_number_is_not_added_to_the_others(world: str
 
 def test_an_answer_that_cannot_be_read_or_speaks_for_too_many_is_left_out() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    good = encode_releases([Release({"w": torch.ones(2)}, 2.0, 1)], {"w"})
-    many = encode_releases([Release({"w": torch.ones(2)}, 2.0, 5)], {"w"})
+    good = encode_releases([Release({"w": torch.ones(2)}, 2.0, 1)], {"w": torch.zeros(2)})
+    many = encode_releases([Release({"w": torch.ones(2)}, 2.0, 5)], {"w": torch.zeros(2)})
     extra = RecordDict({**good, "diary": ArrayRecord({"w": torch.ones(2)})})
     nan = RecordDict({**good, "release.0": MetricRecord({"weight": float("nan"), "users": 1})})
     replies = [Message(c, reply_to=Message(RecordDict(), n, "train")) for n, c in enumerate([good, many, extra, nan])]
     failed: Counter[str] = Counter()
-    found = list(releases({n: ["a", "b"] for n in range(4)}, replies, failed))
+    found = list(releases({n: ["a", "b"] for n in range(4)}, Task(1, {"w": torch.zeros(2)}), replies, failed))
     assert len(found) == 1 and found[0].weight == 2.0
     assert failed.total() == 3
 

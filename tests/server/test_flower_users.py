@@ -92,7 +92,7 @@ def test_a_deployed_server_books_for_life_draws_from_the_system_and_says_who_is_
             assert ledger.runs() == ["1", "2"][:number] and len(ledger.users()) == USERS
             assert all(ledger.rounds(user, str(number)) == 2 for user in ledger.users())
         for order, reply in trained(grid):
-            (release,) = wire.decode_releases(reply.content)
+            (release,) = wire.decode_releases(reply.content, order.task.shared)
             assert order.task.bound == 0.05 and (release.weight, release.users, release.metrics) == (len(order.users),) * 2 + ({},)
             assert 0.05 < norm(release.update) <= len(order.users) * 0.05
         assert {message.metadata.message_type for message, _ in grid.sent} == {"query", "train"}
@@ -113,7 +113,7 @@ def test_a_users_node_says_whether_they_are_within_an_adaptive_bound_and_clips_t
     server_app.run(scenario_of(overrides), grid, home / "runs" / "x")
     bounds, within = [], 0.0
     for order, reply in trained(grid):
-        (release,) = wire.decode_releases(reply.content)
+        (release,) = wire.decode_releases(reply.content, order.task.shared)
         assert release.metrics.keys() == {"unclipped"} and norm(release.update) <= len(order.users) * order.task.bound * (1 + 1e-6)
         bounds.append(order.task.bound)
         within += release.metrics["unclipped"]
@@ -201,7 +201,7 @@ def test_users_who_noise_their_own_releases_pay_at_home_and_send_noise_where_the
     assert not (page.parent / JOINT).exists() and not (page.parent / "plan.json").exists()
     size = sum(value.numel() for value in start_of(overrides).values())
     for order, reply in trained(grid):
-        (release,) = wire.decode_releases(reply.content)
+        (release,) = wire.decode_releases(reply.content, order.task.shared)
         want = found["u1"][0].noise * 0.05 * (size * release.users) ** 0.5
         assert release.users == len(set(order.users) - {"u4"}) and norm(release.update) == pytest.approx(want, rel=0.25)
     line = first_line(page)

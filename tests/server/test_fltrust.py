@@ -140,7 +140,7 @@ def test_a_node_cannot_say_of_its_own_users_that_they_are_the_servers() -> None:
     from client import wire
 
     sent = wire.encode_releases([root()], shared())
-    assert [r.root for r in wire.decode_releases(sent)] == [False]
+    assert [r.root for r in wire.decode_releases(sent, shared())] == [False]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_under_guarantee_e_a_nodes_counts_stay_home_and_its_noised_updates_are_i
 def test_what_travels_comes_back_as_it_was() -> None:
     task, call = Task(3, {"w": torch.ones(2)}, ("shared",), None, 4), Call("ab", 7, 3, 0.5)
     order = Order(task, "run", ("u", "v"))
-    found, same, me = secure_wire.decode_begin(through(secure_wire.encode_begin(order, wire.encode_state(task.shared), call, "12")))
+    found, same, me = secure_wire.decode_begin(through(secure_wire.encode_begin(order, wire.encode_shared(task.shared), call, "12")))
     assert (found.users, found.run, found.task.round, same, me) == (("u", "v"), "run", 3, call, "12")
     assert torch.equal(found.task.shared["w"], task.shared["w"])
     step = Step("mask", "run", "12", bytes(range(256)))

@@ -46,7 +46,7 @@ def equal(a: State, b: State) -> bool:
 def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, epochs: Any, run: str, users: Any, part: str,
                                        controls: Any, bound: float, origin: Any) -> None:  # fmt: skip
     order = Order(Task(round_, shared, turns, epochs, 3, bound), run, users, part, controls, origin)
-    found = wire.decode_order(through(wire.encode_order(order, wire.encode_state(shared))))
+    found = wire.decode_order(through(wire.encode_order(order, wire.encode_shared(shared))))
     assert equal(found.task.shared, shared)
     assert (found.task.round, found.task.turns, found.task.epochs) == (round_, turns, epochs)
     assert (found.task.participations, found.task.bound) == (3, bound)
@@ -67,7 +67,8 @@ SUMS = st.dictionaries(st.sampled_from(wire.SUMS), FINITE)
 @given(st.lists(st.tuples(states(), FINITE, st.integers(1, 2**31), SUMS), max_size=3))
 def test_releases_come_back_as_they_were_and_in_order(made: list[tuple[State, float, int, dict[str, float]]]) -> None:
     sent = [Release(*fields) for fields in made]
-    found = wire.decode_releases(through(wire.encode_releases(sent, {name for r in sent for name in r.update})))
+    shared = {name: torch.zeros_like(value) for r in sent for name, value in r.update.items()}
+    found = wire.decode_releases(through(wire.encode_releases(sent, shared)), shared)
     assert len(found) == len(sent)
     for a, b in zip(found, sent, strict=True):
         assert equal(a.update, b.update) and (a.weight, a.users, a.metrics) == (b.weight, b.users, b.metrics)
@@ -104,9 +105,9 @@ RELEASE = Release(SHARED, 3.0, 2, dict.fromkeys(wire.METRICS, 1.0))
 ROW = {"user": "u", "seen": True, "train": 3, "test": 1, "shared.nll": 0.5, "base.auc": None}
 ASKED = Order(Task(2, SHARED), "r", ("u", "v"), "test", ("base",), ("h",))
 KINDS = {
-    "order": Kind(lambda: wire.encode_order(ASKED, wire.encode_state(SHARED)), wire.decode_order),
+    "order": Kind(lambda: wire.encode_order(ASKED, wire.encode_shared(SHARED)), wire.decode_order),
     "kept": Kind(lambda: wire.encode_kept(Kept(("u", "v"), 3, True, ("scores",))), wire.decode_kept),
-    "releases": Kind(lambda: wire.encode_releases([RELEASE, RELEASE], SHARED), wire.decode_releases),
+    "releases": Kind(lambda: wire.encode_releases([RELEASE, RELEASE], SHARED), lambda content: wire.decode_releases(content, SHARED)),
     "rows": Kind(lambda: wire.encode_rows([ROW, {**ROW, "user": "w"}]), wire.decode_rows),
 }  # fmt: skip
 VALUES: tuple[Any, ...] = (1, 1.5, True, "x", b"x", [1], [1.5], [True], ["x"], [b"x"])
@@ -185,7 +186,7 @@ def test_whatever_is_not_in_the_table_makes_the_whole_message_unreadable(kind: K
 @pytest.mark.parametrize("users", [0, -1, 1.0, 2.5])
 def test_a_release_speaks_for_a_whole_number_of_users_of_at_least_one(users: Any) -> None:
     with pytest.raises(WireError, match="a release of"):
-        wire.decode_releases(edited(KINDS["releases"].make(), "release.0", lambda r: r.update(users=users)))
+        wire.decode_releases(edited(KINDS["releases"].make(), "release.0", lambda r: r.update(users=users)), SHARED)
 
 
 def test_the_columns_of_an_evaluation_are_as_long_as_its_users_and_do_not_overwrite_them() -> None:
@@ -199,10 +200,10 @@ def test_the_columns_of_an_evaluation_are_as_long_as_its_users_and_do_not_overwr
 def test_a_number_of_a_release_that_is_not_declared_stays_home_and_would_not_be_read(private: dict[str, float]) -> None:
     sent = wire.encode_releases([Release(SHARED, 3.0, 1, {**private, "loss": 2.0})], SHARED)
     assert set(sent["release.0"]) == {"weight", "users", "loss"}
-    assert wire.decode_releases(sent)[0].metrics == {"loss": 2.0}
+    assert wire.decode_releases(sent, SHARED)[0].metrics == {"loss": 2.0}
     for name in private.keys() - {"weight", "users"}:
         with pytest.raises(WireError, match="a release says"):
-            wire.decode_releases(edited(sent, "release.0", lambda r, n=name: r.update({n: private[n]})))
+            wire.decode_releases(edited(sent, "release.0", lambda r, n=name: r.update({n: private[n]})), SHARED)
 
 
 def test_a_private_tensor_in_a_release_stops_the_message_before_it_leaves() -> None:
