@@ -12,12 +12,11 @@ record         direction       holds
 
 import typing
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from client import wire
 from client.secure import Call
-from client.wire import Order, WireError, expect, fields_of, tensors_of
+from client.wire import Order, bytes_of, expect, fields_of, record_of_bytes
 
 ACTION = "secure"  # of Flower's messages: "train.secure" begins a sum, "query.secure" goes on with it
 SUM = {"session": str, "users": int, "nodes": int, "noise": float, "me": str}
@@ -58,23 +57,15 @@ def decode_step(content: RecordDict) -> Step:
     """Read a step."""
     expect(content, {"step", "masking"})
     said = fields_of(content, "step", STEP)
-    return Step(said["step"], said["run"], said["me"], _bytes(content))
+    return Step(said["step"], said["run"], said["me"], bytes_of(content, "masking", "message"))
 
 
 def encode_answer(message: bytes) -> RecordDict:
     """Write a message of the protocol."""
-    return RecordDict({"masking": ArrayRecord({"message": Array(np.frombuffer(message, np.uint8))})})
+    return RecordDict({"masking": record_of_bytes("message", message)})
 
 
 def decode_answer(content: RecordDict) -> bytes:
     """Read a message of the protocol. Raises `WireError` for anything else."""
     expect(content, {"masking"})
-    return _bytes(content)
-
-
-def _bytes(content: RecordDict) -> bytes:
-    found = tensors_of(content, "masking", ("|u1",))
-    expect(found, {"message"})
-    if found["message"].dim() != 1:
-        raise WireError(f"a message has {found['message'].dim()} axes")
-    return found["message"].numpy().tobytes()
+    return bytes_of(content, "masking", "message")

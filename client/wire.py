@@ -20,12 +20,14 @@ Reading is as strict as writing: a record, a key or a type that is not in this t
 import math
 import shlex
 import typing
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+import numpy as np
+import safetensors.torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError
 
 from client import arrays
 from configs.scenario import Scenario, load
@@ -41,7 +43,7 @@ WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
 ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "everyone": int,
          "run": str, "origin": list[str], "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
-DTYPES = ("<f4", "<f2", "<i2", "|i1")  # of `strategies.packing`
+TENSORS = "tensors"  # the one array of a record of tensors
 
 
 class WireError(ValueError):
@@ -211,10 +213,21 @@ def _table(content: RecordDict, index: int) -> list[dict[str, Any]]:
 
 
 def _packed(packed: Packed, values: str, beside: str) -> RecordDict:
-    found = RecordDict({values: ArrayRecord(packed.values)})  # type: ignore[arg-type]
+    found = RecordDict({values: record_of_tensors(packed.values)})
     if packed.beside:
-        found[beside] = ArrayRecord(packed.beside)  # type: ignore[arg-type]
+        found[beside] = record_of_tensors(packed.beside)
     return found
+
+
+def record_of_tensors(state: State) -> ArrayRecord:
+    """Tensors as one array of bytes, as safetensors writes them: Flower moves each array by requests of its own, one after another."""
+    numbered = {f"{at:06}:{name}": value.detach().cpu().clone().contiguous() for at, (name, value) in enumerate(state.items())}
+    return record_of_bytes(TENSORS, safetensors.torch.save(numbered))  # which sorts them
+
+
+def record_of_bytes(name: str, data: bytes) -> ArrayRecord:
+    """Bytes as Flower carries them."""
+    return ArrayRecord({name: Array(np.frombuffer(data, np.uint8))})
 
 
 def _state(content: RecordDict, values: str, beside: str, shared: State) -> State:
@@ -225,15 +238,33 @@ def _state(content: RecordDict, values: str, beside: str, shared: State) -> Stat
         raise WireError(f"a tensor cannot be read: {error}") from None
 
 
-def tensors_of(content: RecordDict, name: str, dtypes: Container[str] = DTYPES) -> State:
-    """The arrays of a record. Raises `WireError` for what is none, or none of these types, and makes nothing larger than its bytes."""
-    record = record_of(content, name, ArrayRecord)
+def tensors_of(content: RecordDict, name: str) -> State:
+    """What `record_of_tensors` wrote. Raises `WireError` for anything else, and makes nothing larger than the bytes that came."""
     try:
-        if strange := [each.stype for each in record.values() if each.stype != "numpy.ndarray"]:
-            raise ValueError(f"it is a {strange[0][:20]}")
-        return {key: torch.from_numpy(arrays.read(each.data, dtypes)) for key, each in record.items()}
+        found = safetensors.torch.load(bytes_of(content, name, TENSORS))
+    except SafetensorError as error:
+        raise WireError(f"a tensor cannot be read: {str(error)[:80]}") from None
+    if other := [str(value.dtype) for value in found.values() if value.dtype not in packing.DTYPES]:
+        raise WireError(f"a tensor is of {other[0]}")
+    named = {key.partition(":")[2]: found[key] for key in sorted(found)}
+    if len(named) != len(found):
+        raise WireError("two tensors have one name")
+    return named
+
+
+def bytes_of(content: RecordDict, name: str, key: str) -> bytes:
+    """The bytes of a record that has nothing else. Raises `WireError` for anything else."""
+    record = record_of(content, name, ArrayRecord)
+    expect(record, {key})
+    try:
+        if record[key].stype != "numpy.ndarray":
+            raise ValueError(f"it is a {record[key].stype[:20]}")
+        found = arrays.read(record[key].data, ("|u1",))
     except ValueError as error:
-        raise WireError(f"a tensor cannot be read: {error}") from None
+        raise WireError(f"a message cannot be read: {error}") from None
+    if found.ndim != 1:
+        raise WireError(f"a message has {found.ndim} axes")
+    return found.tobytes()
 
 
 def fields_of(content: RecordDict, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from client import answers, resident
+from client import answers, resident, wire
 from client import base as bases
 from configs.scenario import Model
 
@@ -37,7 +37,7 @@ def spoilt(kind: str, content: RecordDict) -> RecordDict:
     found = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            found[name] = ArrayRecord({n: spoil(kind, v) for n, v in record.to_torch_state_dict().items()})
+            found[name] = wire.record_of_tensors({n: spoil(kind, v) for n, v in wire.tensors_of(content, name).items()})
         else:
             found[name] = record
     return found

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
@@ -166,7 +167,7 @@ def test_records_of_any_kind_are_read_or_refused_by_every_reader(content: Record
 @MANY
 @given(BLOBS)
 def test_bytes_are_an_array_or_none(data: bytes) -> None:
-    found = read_or_refused(lambda x: arrays.read(x, wire.DTYPES), data, ValueError)
+    found = read_or_refused(lambda x: arrays.read(x, ("<f4", "<f2", "<i2", "|i1", "|u1")), data, ValueError)
     assert found is None or found.nbytes <= len(data)
 
 
@@ -177,12 +178,17 @@ def test_no_room_is_made_for_an_array_that_is_not_there() -> None:
         with pytest.raises(ValueError, match="needs others"):
             arrays.read(data, ("<f4",))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    big = RecordDict({
-        "update.0": ArrayRecord({"c": Array("float32", (1,), "numpy.ndarray", header("<f4", (10**9,)))}),
-        "release.0": MetricRecord({"weight": 1.0, "users": 1}),
-    })  # fmt: skip
-    with pytest.raises(WireError):
-        wire.decode_releases(big, SHARED)
+    lies = b'{"c":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'
+    for said in (lies, lies.replace(b"4000000000", b"0"), lies[:-1], b'{"c":' * 40):
+        record = wire.record_of_bytes("tensors", len(said).to_bytes(8, "little") + said)
+        with pytest.raises(WireError, match="a tensor cannot be read"):
+            wire.decode_releases(RecordDict({"update.0": record, "release.0": MetricRecord({"weight": 1.0, "users": 1})}), SHARED)
+    twice = safetensors.torch.save({"0:c": torch.ones(1), "1:c": torch.ones(1)})
+    with pytest.raises(WireError, match="one name"):
+        wire.tensors_of(RecordDict({"shared": wire.record_of_bytes("tensors", twice)}), "shared")
+    big = ArrayRecord({"tensors": Array("uint8", (1,), "numpy.ndarray", header("|u1", (10**10,)))})
+    with pytest.raises(WireError, match="needs others"):
+        wire.decode_releases(RecordDict({"update.0": big, "release.0": MetricRecord({"weight": 1.0, "users": 1})}), SHARED)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 

@@ -14,7 +14,6 @@ from configs.errors import InputError
 from server import app as server_app
 from server import checkpoint
 from server.grid import GridRuntime
-from strategies import packing
 from strategies.base import Task
 from strategies.privacy import rules
 from strategies.privacy.clipping import clip
@@ -60,11 +59,11 @@ def test_pressed_releases_end_at_the_same_adapter_over_three_nodes_and_fused(wor
     assert max(distance(mine[path], theirs[path]) for path in mine) <= 1e-3 * moved
     for order, reply in trained(grid):
         whole = nbytes(order.task.shared)
-        for name, record in reply.content.array_records.items():
+        for name in reply.content.array_records:
             if name.startswith("update"):
-                beside = reply.content.array_records.get(name.replace("update", "beside"), {})
-                packed = packing.Packed({n: a.numpy() for n, a in record.items()}, {n: a.numpy() for n, a in beside.items()})  # type: ignore[misc]
-                assert sum(x.nbytes for part in packed for x in part.values()) * TIMES[kind.split()[0]] < whole
+                beside = name.replace("update", "beside")
+                sent = [nbytes(wire.tensors_of(reply.content, part)) for part in (name, beside) if part in reply.content]
+                assert sum(sent) * TIMES[kind.split()[0]] < whole
     for row in there.rows:
         said = [(m, r) for m, r in grid.sent if m.metadata.message_type == "train" and m.metadata.group_id == str(row["round"])]
         assert row["bytes_up"] == sum(wire.size(r.content) for _, r in said) > 0
@@ -75,8 +74,8 @@ def test_what_was_not_pressed_is_sent_as_it_is(world: str, home: Path) -> None:
     grid = LocalGrid(f"{world} {ALONE}")
     server_app.run(scenario_of(f"{world} {ALONE}"), grid, home / "runs" / "x")
     for order, reply in trained(grid):
-        assert {array.dtype for array in reply.content["update.0"].values()} == {"float32"}  # type: ignore[union-attr]
-        assert set(wire.encode_shared(order.task.shared)["shared"]) == set(order.task.shared)
+        assert {value.dtype for value in wire.tensors_of(reply.content, "update.0").values()} == {torch.float32}
+        assert wire.tensors_of(wire.encode_shared(order.task.shared), "shared").keys() == order.task.shared.keys()
 
 
 def test_what_a_round_cost_on_the_wire_is_counted_without_its_evaluation_which_is_counted_apart(world: str, home: Path) -> None:
