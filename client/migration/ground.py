@@ -15,7 +15,7 @@ from client.data.types import Encoded
 from client.rows import pad
 from strategies.migrators.terms import PROMPT, Ground, Heads
 
-TEXTS, ROWS = 256, 16  # public texts that are looked at, at most; rows of a pass
+TEXTS, ROWS, TOKENS = 256, 16, 1024  # public texts that are looked at, at most; rows of a pass; tokens that are kept
 
 
 def ground(base: Base, layouts: Sequence[Layout], texts: Sequence[Encoded] = ()) -> Ground:
@@ -32,19 +32,19 @@ def ground(base: Base, layouts: Sequence[Layout], texts: Sequence[Encoded] = ())
 
 @torch.no_grad()
 def activations(base: Base, texts: Sequence[Encoded]) -> Tensor:
-    """What each layer adds to the stream, as a mean over each text's tokens, [L, N, D] float32. Texts are spread evenly."""
+    """What each layer adds to the stream at single tokens, [L, N, D] float32. Texts, and tokens of them, are spread evenly."""
     chosen = [texts[i] for i in torch.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).long().tolist()]
-    parts = [_means(base, chosen[first : first + ROWS]) for first in range(0, len(chosen), ROWS)]
-    return torch.cat(parts, 1)
+    every_LND = torch.cat([_added(base, chosen[first : first + ROWS]) for first in range(0, len(chosen), ROWS)], 1)
+    return every_LND[:, torch.linspace(0, every_LND.shape[1] - 1, min(TOKENS, every_LND.shape[1])).long()]
 
 
-def _means(base: Base, some: Sequence[Encoded]) -> Tensor:
+def _added(base: Base, some: Sequence[Encoded]) -> Tensor:
     rows, found = pad(some).to(base.device), []
     real_NT = torch.arange(rows.ids_NT.shape[1], device=base.device) < rows.length_N[:, None]
 
     def note(_layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         added = (output[0] if isinstance(output, tuple) else output) - inputs[0]
-        found.append(((added * real_NT[..., None]).sum(1) / rows.length_N[:, None]).float().cpu())
+        found.append(added[real_NT].float().cpu())
 
     with ExitStack() as stack:
         for layer in base.layers:

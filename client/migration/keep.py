@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from client.private import PrivateStore
-from client.store.manifest import PRIVATE, Made, Origin, Version
+from client.store.manifest import PRIVATE, Made, Manifest, Origin, Version
 from configs.errors import InputError
 from strategies.tree import State
 
@@ -15,42 +15,39 @@ def remake(old: PrivateStore, new: PrivateStore, before: int, there: Origin, mad
     """Give ``new`` what ``old`` has of each user from before a round, and yield how many users that was, chunk by chunk.
 
     ``there``: what the old store's versions must have been made on. ``made``: the new origin and the shared adapter there. Everything
-    else of a version stays: round, ledgers, other kinds of state. A user counts at once, so that a kill costs one chunk at most.
+    else of a version stays: round, ledgers, other kinds of state. A version counts at once, so that a kill costs one chunk at most.
+    Raises `InputError` where ``new`` holds what was made of something else.
     """
-    users = [user for user, version in _versions(old, before) if _there(new, user, before, how, version) is None]
-    for first in range(0, len(users), CHUNK):
-        chunk = users[first : first + CHUNK]
-        parts = [old.parts(user, before, there) for user in chunk]
-        moved = move(chunk, [each[PRIVATE] for each in parts])
-        found = dict(_versions(old, before, chunk))
-        for user, each, state in zip(chunk, parts, moved, strict=True):
-            new.save_parts(user, found[user].round, {**each, PRIVATE: state}, _made(made, found[user], how))
-        yield len(chunk)
+    shelf = old.shelf()
+    known = [said for said in shelf.manifests() if _versions(said, before)] if shelf else []
+    todo = [said for said in known if not _done(new, said, before, how)]
+    for first in range(0, len(todo), CHUNK):
+        some = todo[first : first + CHUNK]
+        pairs = [(said.user, version) for said in some for version in _versions(said, before)]
+        parts = [old.parts(user, version.round + 1, there) for user, version in pairs]
+        moved = move([user for user, _ in pairs], [each[PRIVATE] for each in parts])
+        for (user, version), each, state in zip(pairs, parts, moved, strict=True):
+            kept = made._replace(after=version.made.after, ledgers=version.made.ledgers, migrated=_chain(version, how))
+            new.save_parts(user, version.round, {**each, PRIVATE: state}, kept)
+        yield len(some)
 
 
-def _there(new: PrivateStore, user: str, before: int, how: str, version: Version) -> Version | None:
-    """What the new store has of a user already. Raises `InputError` where that was made of something else."""
+def _versions(said: Manifest, before: int) -> list[Version]:
+    """What a user has from before a round, by round."""
+    return [v for v in said.versions if v.round < before and PRIVATE in v.files]
+
+
+def _done(new: PrivateStore, said: Manifest, before: int, how: str) -> bool:
+    """Whether the new store has a user's newest version."""
     shelf = new.shelf()
-    known = shelf.manifest(user) if shelf else None
-    found = known.newest(before) if known else None
-    if found and found.made.migrated[-1:] != _chain(version, how)[-1:]:
-        raise InputError(
-            f"{new.folder} holds of user '{user}' what was made of another version or by another migrator; remove that folder"
-        )
-    return found
-
-
-def _versions(store: PrivateStore, before: int, users: Sequence[str] | None = None) -> Iterator[tuple[str, Version]]:
-    shelf = store.shelf()
-    for said in shelf.manifests() if shelf else ():
-        version = said.newest(before)
-        if version is not None and PRIVATE in version.files and (users is None or said.user in users):
-            yield said.user, version
-
-
-def _made(made: Made, version: Version, how: str) -> Made:
-    return made._replace(after=version.made.after, ledgers=version.made.ledgers, migrated=_chain(version, how))
+    there = shelf.manifest(said.user) if shelf else None
+    chains = [_chain(version, how) for version in _versions(said, before)]
+    found = [version.made.migrated for version in there.versions] if there else []
+    if not set(found) <= set(chains):
+        raise InputError(f"{new.folder} holds of user '{said.user}' what was made of something else; remove that folder")
+    return chains[-1] in found
 
 
 def _chain(version: Version, how: str) -> tuple[str, ...]:
+    """The migrators that a version will have come through."""
     return (*version.made.migrated, f"{how}:{version.made.origin.base}:{version.files[PRIVATE].digest}")

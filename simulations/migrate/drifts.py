@@ -20,7 +20,7 @@ from configs.errors import InputError, unknown
 from configs.scenario import Data, Model
 from strategies.tree import generator
 
-STEPS, ROWS, LENGTH = 30, 4, 128  # texts of a step, and tokens of a text
+STEPS, ROWS, LENGTH = 24, 2, 64  # texts of a step, and tokens of a text
 PRECISIONS = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
 
 
@@ -29,8 +29,8 @@ class Change:
     """What changes, in this order: layers are left out, the rest trains, weights are rounded."""
 
     steps: int = STEPS
-    layers: int = 8  # top layers that train; 0: all
-    lr: float = 2e-5
+    layers: int = 4  # top layers that train; 0: all
+    lr: float = 1e-4
     text: str = "shakespeare"
     drop: int = 0
     precision: str = ""
@@ -62,12 +62,12 @@ def shorten(base: Base, count: int) -> None:
 
     Men et al., "ShortGPT", arXiv 2403.03853, section 3: middle layers can be missed best.
     """
-    depth = len(base.layers)
+    layers, depth = base.layers, len(base.layers)
     if count > depth - 2:
         raise InputError(f"--drop must leave two layers, and the model has {depth}; drop at most {depth - 2}")
     first = (depth - count) // 2
-    del base.layers[first : first + count]
-    for index, layer in enumerate(base.layers):
+    del layers[first : first + count]
+    for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010 - a module's own types say Tensor

@@ -47,20 +47,25 @@ class Plan:
 
 def plan(run: Path, to: str, how: str, options: Sequence[str], overrides: Sequence[str], out: Path | None, key: str) -> Plan:
     """Read what a person asks for. Raises `InputError`."""
-    old, chosen = folders.scenario_of(run), {name: _number(name, value) for name, value in map(_pair, options)}
+    old, given = folders.scenario_of(run), chosen(options)
     changed = folders.scenario_of(run, list(overrides)) if overrides else old
     new = replace(changed, model=replace(changed.model, name=to))
     folders.refuse_model(new)
-    method = migrators.build(how, chosen)
+    method = migrators.build(how, given)
     if not method.uses_data and scenario_hash(replace(new, model=old.model)) != scenario_hash(old):
         raise InputError(
             f"{how} keeps all settings but model.*; with --with retrain others may change, such as privacy.example.epsilon"
         )
-    found = Plan(run, old, new, how, chosen, out or run.parent / f"{label(new)}-{how}", key)
+    found = Plan(run, old, new, how, given, out or run.parent / f"{label(new)}-{how}", key)
     last(found)
     if found.out.exists():
         raise InputError(f"{found.out} exists already; choose another folder with --out, or remove it")
     return found
+
+
+def chosen(options: Sequence[str]) -> dict[str, float]:
+    """A migrator's options, each NAME=NUMBER. Raises `InputError`."""
+    return {name: _number(name, value) for name, value in map(_pair, options)}
 
 
 def last(asked: Plan) -> Checkpoint:

@@ -8,7 +8,7 @@ import torch
 
 from client import base as bases
 from client import data
-from client.data.types import Encoded
+from client.data.types import Dataset, Encoded
 from client.migration.ground import ground
 from client.migration.move import Mover
 from client.migration.teach import written
@@ -33,10 +33,10 @@ class Sides:
 
 
 @contextmanager
-def opened(asked: Plan) -> Iterator[Sides]:
-    """Load both. Raises `InputError` where the migrator needs one tokenizer and there are two."""
+def opened(asked: Plan, empty: bool = False) -> Iterator[Sides]:
+    """Load both. ``empty``: without anybody's data. Raises `InputError` where the migrator needs one tokenizer and there are two."""
     key = keys.read(asked.key)
-    there = world(asked.old)
+    there = world(asked.old, empty=empty)
     here = world(asked.new, there)
     if asked.migrator.same_tokenizer and _words(there.base) != _words(here.base):
         raise InputError(f"{asked.how} needs one tokenizer, and '{asked.new.model.name}' has another; use --with retrain")
@@ -50,11 +50,13 @@ def opened(asked: Plan) -> Iterator[Sides]:
             node.close()
 
 
-def world(scenario: Scenario, like: World | None = None) -> World:
-    """A base and its data, which are those of ``like`` where both have one tokenizer."""
+def world(scenario: Scenario, like: World | None = None, empty: bool = False) -> World:
+    """A base and its data, those of ``like`` where both have one tokenizer. ``empty``: nobody's, unless factors need texts."""
     base = bases.load(scenario.model, scenario.engine.device)
     if like and _words(base) == _words(like.base):
         return World(base, like.dataset)
+    if empty and scenario.shared.factors != "fisher" and scenario.private.factors != "fisher":
+        return World(base, Dataset({}, {}, "", (), (), ""))
     return World(base, data.load(scenario.data, base.tokenizer, scenario.seed))
 
 

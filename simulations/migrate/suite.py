@@ -27,12 +27,12 @@ from server.sampling import participations
 from simulations import training
 from simulations.folders import of_flower
 from simulations.migrate import report
+from simulations.migrate.node import copy_ledgers, deployed
 from simulations.migrate.plan import NOTE, Plan, begin
 from simulations.migrate.sides import Sides, distilled, mover, opened, world
 from simulations.training import World
 from strategies.base import Task
 from strategies.files import write_text
-from strategies.privacy.ledger import JOINT, LEDGER, Ledger
 from strategies.tree import State
 
 Say = Callable[[str], None]
@@ -51,7 +51,9 @@ def migrate(asked: Plan, say: Say = lambda _text: None) -> dict[str, Any]:
     """Make the new run in ``asked.out`` and return what its `migrate.json` holds. Raises `InputError`."""
     with checkpoint.held(asked.run):
         begin(asked)
-        _copy_ledgers(asked)
+        copy_ledgers(asked.run, asked.stage)
+        if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
+            shutil.copyfile(asked.run / PLAN, asked.stage / PLAN)
         found = _retrained(asked, say) if asked.migrator.uses_data else _moved(asked, say)
         (asked.stage / NOTE).unlink()
         asked.stage.replace(asked.out)
@@ -60,7 +62,7 @@ def migrate(asked: Plan, say: Say = lambda _text: None) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- without users' data
 def _moved(asked: Plan, say: Say) -> dict[str, Any]:
-    with opened(asked) as sides, checkpoint.held(asked.stage), sides.old.store.held(), sides.new.store.held():
+    with opened(asked, of_flower(asked.run)) as sides, checkpoint.held(asked.stage), sides.old.store.held(), sides.new.store.held():
         began = time.perf_counter()
         last = checkpoint.latest(asked.run, sides.old.origin)
         assert last is not None
@@ -102,27 +104,9 @@ def _reported(asked: Plan, sides: Sides, last: Checkpoint, after: Checkpoint, se
     return found
 
 
-def deployed(run: str, base: str) -> str:
-    """The id under which nodes keep, on the new base, what they kept under ``run``."""
-    return f"{run.partition('@')[0]}@{base[:12]}"
-
-
 def _evaluated(asked: Plan, node: Node, state: Checkpoint) -> list[dict[str, Any]]:
     wanted = dict.fromkeys((*report.ROWS, *asked.new.controls))
     return node.evaluate(Task(state.round + 1, state.shared), "test", tuple(wanted))
-
-
-def _copy_ledgers(asked: Plan) -> None:
-    """What the old run has cost, as it is."""
-    for name in (LEDGER, JOINT):
-        if (asked.run / name).exists() and not (asked.stage / name).exists():
-            scratch = asked.stage / f".{name}.tmp"
-            scratch.unlink(missing_ok=True)
-            with Ledger(asked.run / name) as ledger:
-                ledger.copy(scratch)
-            scratch.replace(asked.stage / name)
-    if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
-        shutil.copyfile(asked.run / PLAN, asked.stage / PLAN)
 
 
 # ---------------------------------------------------------------------- on users' data

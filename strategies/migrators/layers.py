@@ -8,10 +8,11 @@ Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML
     stream    e' = e T, T = argmin |E T - E'| over the vocabulary, and back e = e' S, S = argmin |E' S - E|
     heads     an assignment (Hungarian) by the cosine of what they read and write, once the stream is turned; inner neurons likewise
 
-Deviations: likeness of heads is that of weights, not of activations; the few steps of training that the paper adds are left to
+Deviations: to the CKA of two layers the likeness of what they read is added, since random layers of one input are alike to a CKA;
+likeness of heads is that of weights, not of activations; the few steps of training that the paper adds are left to
 `distill` and `retrain`. Equal embeddings need no transfer: then a base and itself change nothing.
 
-Shape suffixes: L layers, N texts, D width, V vocabulary, H heads, E head size, F features.
+Shape suffixes: L layers, N tokens of texts, D width, V vocabulary, H heads, E head size, F features.
 """
 
 import numpy as np
@@ -41,7 +42,9 @@ def _ways(old: Ground, new: Ground) -> Ways:
         raise InputError(
             f"layers keeps heads whole: they have {old.heads.size} numbers there and {new.heads.size} here; use --with distill"
         )
-    source, stream = mapping(cka(new.activations_LND, old.activations_LND)), transfer(old.embeddings_VD, new.embeddings_VD)
+    stream = transfer(old.embeddings_VD, new.embeddings_VD)
+    likeness = cka(new.activations_LND, old.activations_LND) + inner(reading(new, None), reading(old, stream[1]))
+    source = mapping(likeness)
     known, ways, done = {place: m for m, place in old.places.items()}, {}, {}
     for module in new.targets:
         if module == PROMPT:
@@ -60,14 +63,22 @@ def _ways(old: Ground, new: Ground) -> Ways:
 
 def cka(new_LND: Tensor, old_LND: Tensor) -> Tensor:
     """Linear CKA of each layer of one base with each of the other, [L', L]: one where they say the same, up to rotation and scale."""
-    grams = [_centred_gram(x) for x in (new_LND, old_LND)]
-    return torch.einsum("anm,bnm->ab", *grams)
+    centred = [x.double() - x.double().mean(1, keepdim=True) for x in (new_LND, old_LND)]
+    return inner(*(x @ x.transpose(1, 2) for x in centred))
 
 
-def _centred_gram(x_LND: Tensor) -> Tensor:
-    centred = x_LND.double() - x_LND.double().mean(1, keepdim=True)
-    gram_LNN = centred @ centred.transpose(1, 2)
-    return gram_LNN / gram_LNN.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
+def reading(ground: Ground, read: Turn | None) -> Tensor:
+    """W^T W over all weights of a layer that read the stream, less its mean on the diagonal, [L, D, D]: blind to the order of heads."""
+    layers = [_layer(ground, number) for number in range(ground.depth)]
+    rows = [torch.cat([_turned(read, w.T).T for n, w in layer.items() if READS.get(n) == "stream"]).double() for layer in layers]
+    gram_LDD = torch.stack([w.T @ w for w in rows])
+    return gram_LDD - gram_LDD.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram_LDD.shape[1], dtype=torch.float64)
+
+
+def inner(one_LXX: Tensor, other_LXX: Tensor) -> Tensor:
+    """The cosine of every matrix of one with every matrix of the other, [L, L]."""
+    unit = [x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-30) for x in (one_LXX, other_LXX)]
+    return unit[0] @ unit[1].T
 
 
 def mapping(likeness: Tensor) -> list[int]:
@@ -107,12 +118,12 @@ def _turns(old_layer: dict[str, Tensor], new_layer: dict[str, Tensor], old: Grou
         turn = _moved(matched(*pair), parts[0], size)
         return turn, turn
 
-    inner = len(old_layer["up_proj"]), len(new_layer["up_proj"])
+    neurons = len(old_layer["up_proj"]), len(new_layer["up_proj"])
     return {
         "stream": stream,
         "queries": places(("q_proj",), ("o_proj",), (old.heads.queries, new.heads.queries), new.heads.size),
         "keys": places(("k_proj", "v_proj"), (), (old.heads.keys, new.heads.keys), new.heads.size),
-        "inner": places(("gate_proj", "up_proj"), ("down_proj",), inner, 1),
+        "inner": places(("gate_proj", "up_proj"), ("down_proj",), neurons, 1),
     }
 
 

@@ -55,7 +55,7 @@ class Ground(NamedTuple):
     depth: int  # decoder layers
     embeddings_VD: Tensor
     heads: Heads
-    activations_LND: Tensor | None = None  # of each layer, the mean over each public text; None where nobody asked
+    activations_LND: Tensor | None = None  # what each layer adds at N tokens of public texts; None where nobody asked
 
 
 class Migrator(NamedTuple):
