@@ -3,6 +3,7 @@
 The new store lies beside the old one under the name that the server's new run has, and is there when it is whole.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,11 +53,9 @@ def deployed(run: str, base: str) -> str:
 
 
 def copy_ledgers(old: Path, new: Path) -> None:
-    """Give a folder the ledgers of another one, as they are."""
+    """Give a folder the ledgers of another one that nobody books in now, to the byte."""
     for name in (LEDGER, JOINT):
         if (old / name).exists() and not (new / name).exists():
-            scratch = new / f".{name}.tmp"
-            scratch.unlink(missing_ok=True)
-            with Ledger(old / name) as ledger:
-                ledger.copy(scratch)
-            scratch.replace(new / name)
+            with Ledger(old / name):  # refuses a damaged one
+                shutil.copyfile(old / name, scratch := new / f".{name}.tmp")
+            disk.publish(scratch, new / name)

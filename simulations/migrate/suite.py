@@ -33,8 +33,10 @@ from simulations.migrate.sides import Sides, distilled, mover, opened, world
 from simulations.training import World
 from strategies.base import Task
 from strategies.files import write_text
+from strategies.privacy import budget
 from strategies.tree import State
 
+PATIENCE = 10.0  # times the noise of a budget that nothing was spent of: whoever needs more has next to nothing left
 Say = Callable[[str], None]
 
 
@@ -134,7 +136,7 @@ def _retrained(asked: Plan, say: Say) -> dict[str, Any]:
 
 
 def _refuse_spent(asked: Plan, here: World) -> None:
-    """Raise `InputError` where nobody's budget allows another training."""
+    """Raise `InputError` where nobody's budget allows another training, or only one that is drowned in noise."""
     if not asked.new.privacy.promises_examples:
         return
     with (
@@ -142,9 +144,16 @@ def _refuse_spent(asked: Plan, here: World) -> None:
         training.spending(node, asked.stage),
     ):
         most = participations(asked.new, len(node.users()))
-        able = [u for u in node.users() if node.purse and node.purse.noise(u, len(node.dataset.users[u].train), most)]
+        able = [user for user in node.users() if _affords(node, user, most)]
     if not able:
         raise InputError(
             f"retrain spends, and of privacy.example.epsilon={asked.new.privacy.example.epsilon:g} nobody has anything left; set a "
             "larger one (privacy.example.epsilon=...), or use a migrator that uses no user's data: carry, project, layers, distill"
         )
+
+
+def _affords(node: Node, user: str, most: int) -> bool:
+    assert node.purse
+    examples = len(node.dataset.users[user].train)
+    left, all_ = node.purse.noise(user, examples, most), budget.noise(node.scenario, examples, most)
+    return left is not None and all(noise <= PATIENCE * all_[part] for part, noise in left.items())
