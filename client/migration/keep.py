@@ -32,6 +32,14 @@ def remake(old: PrivateStore, new: PrivateStore, before: int, there: Origin, mad
         yield len(some)
 
 
+def newest(old: PrivateStore, before: int, there: Origin) -> Iterator[State]:
+    """What every user has from before a round, in the order of their folders."""
+    shelf = old.shelf()
+    for said in shelf.manifests() if shelf else ():
+        if _versions(said, before):
+            yield old.parts(said.user, before, there)[PRIVATE]
+
+
 def _versions(said: Manifest, before: int) -> list[Version]:
     """What a user has from before a round, by round."""
     return [v for v in said.versions if v.round < before and PRIVATE in v.files]

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from client.migration import keep
@@ -53,10 +53,15 @@ def migrate(asked: Plan, say: Say = lambda _text: None) -> dict[str, Any]:
     """Make the new run in ``asked.out`` and return what its `migrate.json` holds. Raises `InputError`."""
     with checkpoint.held(asked.run):
         begin(asked)
-        copy_ledgers(asked.run, asked.stage)
-        if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
-            shutil.copyfile(asked.run / PLAN, asked.stage / PLAN)
-        found = _retrained(asked, say) if asked.migrator.uses_data else _moved(asked, say)
+        try:
+            copy_ledgers(asked.run, asked.stage)
+            if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
+                shutil.copyfile(asked.run / PLAN, asked.stage / PLAN)
+            found = _retrained(asked, say) if asked.migrator.uses_data else _moved(asked, say)
+        except InputError:
+            if not any((asked.stage / name).exists() for name in ("private/store.json", "checkpoint.json")):
+                shutil.rmtree(asked.stage)  # what was refused leaves nothing
+            raise
         (asked.stage / NOTE).unlink()
         asked.stage.replace(asked.out)
     return found
@@ -64,11 +69,19 @@ def migrate(asked: Plan, say: Say = lambda _text: None) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- without users' data
 def _moved(asked: Plan, say: Say) -> dict[str, Any]:
-    with opened(asked, of_flower(asked.run)) as sides, checkpoint.held(asked.stage), sides.old.store.held(), sides.new.store.held():
+    with opened(asked, of_flower(asked.run)) as sides, checkpoint.held(asked.stage):
         began = time.perf_counter()
         last = checkpoint.latest(asked.run, sides.old.origin)
         assert last is not None
         method = _method(asked, sides, last)
+        return _kept(asked, sides, last, method, began, say)
+
+
+def _kept(asked: Plan, sides: Sides, last: Checkpoint, method: Method, began: float, say: Say) -> dict[str, Any]:
+    stores = (sides.old.store, sides.new.store) if sides.old.store.folder.exists() else ()
+    with ExitStack() as stack:
+        for store in stores:
+            stack.enter_context(store.held())
         memory = last.memory if method.plain else aggregation.build(asked.new).init(method.shared)
         made, done = Made(sides.new.origin, shared=origin.of_state(method.shared)), 0
         for count in keep.remake(sides.old.store, sides.new.store, last.round + 1, sides.old.origin, made, asked.how, method.users):
@@ -88,13 +101,19 @@ def _method(asked: Plan, sides: Sides, last: Checkpoint) -> Method:
         return Method(teacher.shared, teacher.users, False, teacher.lost)
     moving = mover(asked, sides)
     shared = bare(sides.new.split, moving.move(names(sides.old.split, last.shared), loss))
-    return Method(shared, lambda _users, states: [moving.move(x, loss) for x in states], moving.plain(), lambda: loss.share)
+
+    def lost() -> float:  # of all users, also those who were moved before a kill
+        for state in keep.newest(sides.old.store, last.round + 1, sides.old.origin):
+            moving.move(state, loss)
+        return loss.share
+
+    return Method(shared, lambda _users, states: [moving.move(x) for x in states], moving.plain(), lost)
 
 
 def _reported(asked: Plan, sides: Sides, last: Checkpoint, after: Checkpoint, seconds: float, lost: float) -> dict[str, Any]:
     if of_flower(asked.run):  # nodes have the data
-        known = json.loads((asked.run / "flower.json").read_text())
-        write_text(asked.stage / "flower.json", json.dumps({**known, "run": deployed(known["run"], sides.new.origin.base)}))
+        known, new = json.loads((asked.run / "flower.json").read_text()), sides.new.origin
+        write_text(asked.stage / "flower.json", json.dumps({**known, "run": deployed(known["run"], new.base), "origin": new[:2]}))
         tables = None
     else:
         clock = {"load": time.perf_counter()}
@@ -118,6 +137,8 @@ def _retrained(asked: Plan, say: Say) -> dict[str, Any]:
         raise InputError(
             f"{asked.run} holds a run of Flower, whose nodes keep its users' data; begin another run of theirs by flwr run"
         )
+    if asked.key:
+        raise InputError("retrain keeps what it trains in the clear; leave out --key, and seal the new run by 'store rekey' afterwards")
     there = world(asked.old)
     here = world(asked.new, there)
     _refuse_spent(asked, here)

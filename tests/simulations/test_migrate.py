@@ -60,9 +60,9 @@ def test_a_run_is_carried_and_scored_and_the_old_one_stays(run: Path, bases: dic
     assert now.origin.base != was.origin.base and all(torch.equal(now.memory[k], v) for k, v in was.memory.items())
     found = json.loads((out / "migrate.json").read_text())
     assert found["users"] == USERS and found["lost"] == 0 and set(found["rows"]) >= {"base old", "shared_private new"}
-    rows, kept = found["rows"], found["retained_gain"]["cohort"]
+    rows, left = found["rows"], found["retained_gain"]["cohort"]
     gain = {when: rows[f"base {when}"]["nll"] - rows[f"shared_private {when}"]["nll"] for when in ("old", "new")}
-    assert kept is None or kept == pytest.approx(gain["new"] / gain["old"])
+    assert left is None or left == pytest.approx(gain["new"] / gain["old"])
     assert call("show", out).code == 0 and call("export", out, "u1", "--out", tmp_path / "u1").code == 0
     assert call("store", "verify", "--home", out).code == 0
 
@@ -136,8 +136,7 @@ def test_training_anew_is_refused_once_the_budget_is_spent_and_books_on_top_of_i
 ) -> None:
     words = ("migrate", guarded, "--to", bases["newer"], "--with", "retrain", "--out", tmp_path / "out")
     said = call(*words)
-    assert said.code == 2 and "of privacy.example.epsilon=8 nobody has anything left" in said.err and not (tmp_path / "out").exists()
-    shutil.rmtree(tmp_path / ".out.migrating")
+    assert said.code == 2 and "of privacy.example.epsilon=8 nobody has anything left" in said.err and not list(tmp_path.glob("*out*"))
     said = call(*words, "privacy.example.epsilon=12")
     assert said.code == 0, said.err
     with Ledger(guarded / LEDGER) as old, Ledger(tmp_path / "out" / LEDGER) as new:
@@ -171,7 +170,7 @@ BAD = (
 def test_a_mistake_is_one_sentence(run: Path, bases: dict[str, Path], to: str, how: str, more: tuple[str, ...], said: str) -> None:
     found = call("migrate", run, "--to", bases.get(to, to), "--with", how, *more)
     assert found.code == 2 and said in found.err and found.err.count("\n") == 1
-    assert not list(run.parent.glob("tiny-*"))
+    assert not list(run.parent.glob("*tiny-*"))
 
 
 def test_a_node_moves_its_own_store_to_where_the_servers_new_run_looks_for_it(
