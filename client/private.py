@@ -54,7 +54,7 @@ class PrivateStore:
                 _refuse_lost(known, before, self.folder)
                 return {}
             if here is not None:
-                manifest.refuse(f"the private adapter of user '{user}'", found, here)
+                manifest.refuse(f"the private adapter of user '{user}' of round {found.round}", found.made.origin, here)
             try:
                 return {kind: origin.decoded(shelf.read(user, found, kind)) for kind in found.files}
             except FileNotFoundError as error:  # a save may have taken it away since the manifest was read

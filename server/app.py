@@ -16,6 +16,7 @@ from client import base as bases
 from client import wire
 from client.split import split
 from client.store import origin
+from client.store.manifest import Origin
 from configs.errors import InputError
 from configs.home import home
 from configs.scenario import Scenario, label, scenario_hash
@@ -96,7 +97,7 @@ def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, t
     clock["rounds"] = time.perf_counter()
     with _joint(scenario, folder, runtime, known["noise"] == "seed") as joint:
         nodes_or_sums = SecureGridRuntime(runtime, scenario, joint.plan if joint else None) if scenario.privacy.secure else runtime
-        state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe, joint)
+        state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe, joint, Origin(*made_on))
     clock["test"] = time.perf_counter()
     table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls) or unknown(runtime.users())
     clock["end"] = time.perf_counter()

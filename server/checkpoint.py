@@ -13,10 +13,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from client.store import manifest
+from client.store.manifest import Origin
 from configs.errors import InputError
 from configs.scenario import Scenario, load, scenario_hash, to_yaml
 from strategies.files import read_state, write_state, write_text
 from strategies.tree import State, partition
+
+UNKNOWN = Origin()
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Checkpoint:
     shared: State
     memory: State  # the aggregator's
     rows: list[dict[str, Any]]  # one per round
+    origin: Origin = UNKNOWN  # what the shared adapter makes sense on; its settings are the scenario's
 
 
 @contextmanager
@@ -69,25 +74,37 @@ def commit(folder: Path, state: Checkpoint) -> None:
     tensors = {f"shared/{k}": v for k, v in state.shared.items()} | {f"memory/{k}": v for k, v in state.memory.items()}
     write_state(folder / name, tensors)
     write_text(folder / "rounds.jsonl", "".join(json.dumps(row) + "\n" for row in state.rows))
-    write_text(folder / "checkpoint.json", json.dumps({"round": state.round, "tensors": name}))
+    write_text(folder / "checkpoint.json", json.dumps({"round": state.round, "tensors": name, "origin": state.origin._asdict()}))
     for old in folder.glob("shared-*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The last committed round of a run, or None before the first."""
+def latest(folder: Path, here: Origin | None = None) -> Checkpoint | None:
+    """The last committed round of a run, or None before the first.
+
+    Raises `InputError` where its shared adapter was made on another base or tokenizer than ``here`` (None: not asked).
+    """
     path = folder / "checkpoint.json"
     if not path.exists():
         return None
     try:
         head = json.loads(path.read_text())
+        made = Origin(**head.get("origin", {}))
         tensors = read_state(folder / head["tensors"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be resumed from: {error}") from None
     shared, memory = partition(tensors, lambda name: name.startswith("shared/"))
     rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    return Checkpoint(head["round"], _bare(shared), _bare(memory), [r for r in rows if r["round"] <= head["round"]])
+    found = Checkpoint(head["round"], _bare(shared), _bare(memory), [r for r in rows if r["round"] <= head["round"]], made)
+    if here is not None:
+        refuse_other(folder, found, here)
+    return found
+
+
+def refuse_other(folder: Path, found: Checkpoint, here: Origin) -> None:
+    """Raise `InputError` where a run's shared adapter was made on another base or tokenizer than ``here``."""
+    manifest.refuse(f"the shared adapter in {folder}", found.origin, here._replace(adapter=""))
 
 
 def _bare(state: State) -> State:

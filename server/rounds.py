@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from client.store.manifest import Origin
 from configs.scenario import Scenario
 from server import checkpoint
 from server.admission import admitted
@@ -29,8 +30,10 @@ VALIDATED = ("shared", "shared_private", "local_only")  # rows that are followed
 
 
 def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
-        observe: Observer = lambda _row: None, joint: Joint | None = None) -> Checkpoint:  # fmt: skip
+        observe: Observer = lambda _row: None, joint: Joint | None = None, origin: Origin | None = None) -> Checkpoint:  # fmt: skip
     """Run or resume a scenario in ``folder`` and return its last round. ``shared`` is where the first round starts.
+
+    ``origin``: of the base that is loaded; a shared adapter that was made on another is refused (None: not asked).
 
     ``observe`` is called with each round's row once the round is final. ``joint``: guarantee U by noise on the sum of each round.
     """
@@ -38,7 +41,8 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
     if needed(scenario) and joint is None:
         raise RuntimeError("a server that is to protect users needs a plan of the noise")
     aggregator = joint.around(aggregator) if joint else aggregator
-    state = checkpoint.latest(folder) or Checkpoint(0, shared, aggregator.init(shared), [])
+    made = (origin or Origin())._replace(adapter="")
+    state = checkpoint.latest(folder, origin) or Checkpoint(0, shared, aggregator.init(shared), [], made)
     for number in range(state.round + 1, last_round(scenario) + 1):
         users = invited(scenario, runtime.users())  # whoever has come by now
         trained = joint.users if joint else users
@@ -103,7 +107,7 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
         if scored := tally.bytes().scored:
             row["bytes_scored"] = scored
     row["seconds"] = clock.seconds
-    return Checkpoint(task.round, shared, memory, [*state.rows, row])
+    return replace(state, round=task.round, shared=shared, memory=memory, rows=[*state.rows, row])
 
 
 def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[str], shared: State,

@@ -17,6 +17,7 @@ from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, store, usage
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
+from simulations.migrate.command import app as migrate
 from simulations.scale.command import scale
 from simulations.synthetic.command import synthetic
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(deploy)
+app.add_typer(migrate)
 SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
 OVERRIDES = Annotated[
     list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 shared.rank=4 data.users=100", metavar="[KEY=VALUE]...")

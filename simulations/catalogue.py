@@ -16,6 +16,8 @@ from client.adapters import KINDS, prompt
 from simulations.listing import first_line
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator, Scheme
+from strategies.migrators import MIGRATORS
+from strategies.migrators.terms import Migrator
 from strategies.privacy import clipping, discrete, local, matrix, user_level
 from strategies.schemes import SCHEMES
 
@@ -64,6 +66,7 @@ def as_json() -> str:
     tree = {
         "aggregators": {name: _made(make) | _turns(make()) for name, make in AGGREGATORS.items()},
         "schemes": {name: _made(make) for name, make in SCHEMES.items()},
+        "migrators": {name: _made(make) for name, make in MIGRATORS.items()},
         "private_kinds": {name: _described(_module(made)) for name, made in kinds.items()},
         "mechanisms": {name: plain(each) | _described(*each.described) for name, each in MECHANISMS.items()},
         "accountants": {name: plain(each) for name, each in ACCOUNTANTS.items()},
@@ -81,7 +84,7 @@ def plain(found: Any) -> Any:
     return found
 
 
-def _made(make: Callable[..., Aggregator | Scheme]) -> Entry:
+def _made(make: Callable[..., Aggregator | Scheme | Migrator]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
     return plain(make()) | {"options": options, "about": first_line(make)}

@@ -42,7 +42,9 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
     if listed[user] and parts.scheme.references:
         raise InputError(f"scheme '{scenario.scheme}' weighs a user's adapters anew for each text, and no one adapter does that")
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
-    stored = PrivateStore(folder / "private").load(user, last.round + 1, origin.of(scenario.seed, base, parts)) or {}
+    here = origin.of(scenario.seed, base, parts)
+    checkpoint.refuse_other(folder, last, here)
+    stored = PrivateStore(folder / "private").load(user, last.round + 1, here) or {}
     layouts, state = parts.model(received | parts.own(parts.start(), received) | stored)
     if not listed[user]:
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received

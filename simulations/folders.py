@@ -54,7 +54,7 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     if scenario.data.name not in data.SOURCES:
         raise unknown("data.name", scenario.data.name, data.SOURCES)
     base.resolve_device(scenario.engine.device)
-    _refuse_path(scenario.model.name)
+    refuse_model(scenario)
 
 
 def _refuse_folder(scenario: Scenario, folder: Path) -> None:
@@ -80,8 +80,9 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _refuse_path(model: str) -> None:
-    """A path that is not there is said to be just that; a hub would call it a malformed name."""
+def refuse_model(scenario: Scenario) -> None:
+    """Raise `InputError` for a path that is not there, and say just that; a hub would call it a malformed name."""
+    model = scenario.model.name
     path = Path(model)
     if (path.is_absolute() or model.startswith(".") or model.count("/") > 1) and not path.exists():
         beside = {p.name: str(p) for p in path.parent.glob("*") if p.is_dir()}

@@ -12,6 +12,7 @@ from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
+from strategies.migrators import MIGRATORS
 from strategies.schemes import SCHEMES
 
 
@@ -45,6 +46,15 @@ def entries() -> Iterator[tuple[str, str, str]]:
     for name, kind in KINDS.items():
         yield "private.kind", name, first_line(kind.init)
     yield "private.kind", "prompt", first_line(prompt.init_prompt)
+    for name, migrator in MIGRATORS.items():
+        said = [
+            flag for flag in ("same_shapes", "same_tokenizer", "uses_data", "trains", "texts", "exact") if getattr(migrator(), flag)
+        ]
+        yield (
+            "migrate --with",
+            name,
+            f"{_with(first_line(migrator), migrator().paper)}; {', '.join(said)}" + _options("--option", migrator),
+        )
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -128,6 +128,30 @@ def rekey(
     _say(stores.rekey(home or default(), new, key))
 
 
+@app.command(
+    epilog=usage.examples(
+        "store migrate my.yaml --run 7351966 --to bases/newer", "store migrate my.yaml --run 7351966 --to bases/newer --with project"
+    )
+)
+def migrate(
+    scenario: Annotated[str, typer.Argument(help="The run's scenario: a name in configs/ or a YAML file.", metavar="SCENARIO")],
+    run: Annotated[str, typer.Option(help="The run, as 'store list' shows it after nodes/.", metavar="RUN")],
+    to: Annotated[str, typer.Option("--to", help="The new base: a hub name or a folder.", metavar="BASE")],
+    how: Annotated[str, typer.Option("--with", help="carry, project or layers.", metavar="NAME")] = "carry",
+    option: Annotated[list[str] | None, typer.Option("--option", help="Of the migrator.", metavar="NAME=NUMBER")] = None,
+    home: HOME = None,
+    key: KEY = "",
+) -> None:
+    """Bring what a node keeps under a run of Flower to another base. The old store stays; no user's data is read, no budget spent.
+
+    The server does its part by 'migrate RUN', and its new run finds the new stores. Cut off, the same command goes on.
+    """
+    from configs.scenario import load
+    from simulations.migrate import node
+
+    _say(node.migrate(load(scenario), run, to, how, option or [], home or default(), key))
+
+
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
         usage.console().print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)

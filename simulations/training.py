@@ -50,7 +50,7 @@ def train(scenario: Scenario, world: World, folder: Path, wanted: Sequence[str],
         last = checkpoint.latest(folder)
         store.forget_after(last.round if last else 0)
         aggregator = aggregation.build(scenario)
-        state = rounds.run(scenario, runtime(node, joint), aggregator, node.split.shared_start(), folder, observe, joint)
+        state = rounds.run(scenario, runtime(node, joint), aggregator, node.split.shared_start(), folder, observe, joint, node.origin)
         return state, node.evaluate(Task(state.round + 1, state.shared), "test", wanted)
 
 

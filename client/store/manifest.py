@@ -28,6 +28,7 @@ class Made(NamedTuple):
     after: int = 0  # the round that made the shared adapter it was trained with; 0: its start
     shared: str = ""  # SHA-256 of that adapter
     ledgers: tuple[str, ...] = ()  # what its training was booked in, each as FILE#RUN
+    migrated: tuple[str, ...] = ()  # the migrators that brought it from base to base, each as NAME:BASE:SHA-256 of what it was made of
 
 
 class File(NamedTuple):
@@ -110,18 +111,18 @@ def load(data: bytes) -> Manifest:
         raise ValueError(f"it lacks {error}") from None
 
 
-def refuse(said: str, version_: Version, origin: Origin) -> None:
-    """Raise `InputError` where a version was made on something else than ``origin``. ``said``: whose it is."""
+def refuse(said: str, there: Origin, here: Origin) -> None:
+    """Raise `InputError` where what was made on ``there`` is to be used on ``here``. ``said``: what it is."""
     words = {
-        "base": "load the base that it was made on (model.name)",
-        "tokenizer": "load the tokenizer that it was made with (model.name)",
+        "base": "load the base that it was made on (model.name), bring it to this one by 'migrate'",
+        "tokenizer": "load the tokenizer that it was made with (model.name), bring it to this one by 'migrate'",
         "adapter": "give the adapter's settings that it was made with (private, scheme)",
     }
-    for part, there, here in zip(Origin._fields, version_.made.origin, origin, strict=True):
-        if there != here:
+    for part, made, loaded in zip(Origin._fields, there, here, strict=True):
+        if made != loaded:
             raise InputError(
-                f"{said} of round {version_.round} was made for {part} {there[:12] or '(unknown)'}, and here is {part} {here[:12]}; "
-                f"{words[part]}, or begin another run"
+                f"{said} was made for {part} {made[:12] or '(unknown)'}, and here is {part} {loaded[:12]}; {words[part]}, or begin "
+                "another run"
             )
 
 
@@ -130,13 +131,15 @@ def _said(version_: Version) -> dict[str, Any]:
     return {
         "round": version_.round, "created": version_.created, **made.origin._asdict(),
         "shared": {"round": made.after, "sha256": made.shared}, "ledgers": list(made.ledgers),
+        **({"migrated": list(made.migrated)} if made.migrated else {}),
         "files": {kind: found._asdict() for kind, found in version_.files.items()},
     }  # fmt: skip
 
 
 def _version(said: Any) -> Version:
     origin = Origin(*(said[name] for name in Origin._fields))
-    made = Made(origin, said["shared"]["round"], said["shared"]["sha256"], tuple(said["ledgers"]))
+    made = Made(origin, said["shared"]["round"], said["shared"]["sha256"], tuple(said["ledgers"]),
+                tuple(said.get("migrated", ())))  # fmt: skip
     return Version(said["round"], said["created"], made, {kind: File(**found) for kind, found in said["files"].items()})
 
 

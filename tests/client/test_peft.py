@@ -18,6 +18,7 @@ from client.objective import logits
 from client.peft_io import load_lora, save_user
 from client.private import PrivateStore
 from client.split import split
+from client.store import origin
 from client.store.manifest import Made
 from client.tower import Tower
 from client.train import Trainer
@@ -189,7 +190,8 @@ def ran(folder: Path, base: Base, scheme: str, kind: str, texts: Callable[..., l
         from simulations.fused import FusedRuntime
         from strategies.base import Task
 
-        last = rounds.run(scenario, FusedRuntime(node), node.split.aggregator, node.split.shared_start(), folder)
+        start = node.split.shared_start()
+        last = rounds.run(scenario, FusedRuntime(node), node.split.aggregator, start, folder, origin=node.origin)
         table = node.evaluate(Task(last.round + 1, last.shared), "test", ("base", "shared"))
         (folder / "users.csv").write_text(users_csv(table))
     finally:
@@ -242,7 +244,8 @@ def test_factors_fitted_to_public_texts_are_fitted_again(
     own = {k: v for k, v in state.items() if k.startswith("private/")}
     PrivateStore(tmp_path / "run" / "private").save("bob", 1, own, Made(node.origin))
     checkpoint.begin(tmp_path / "run", scenario)
-    checkpoint.commit(tmp_path / "run", Checkpoint(1, {n.partition("/")[2]: state[n] for n in state.keys() - own.keys()}, {}, []))
+    shared = {n.partition("/")[2]: state[n] for n in state.keys() - own.keys()}
+    checkpoint.commit(tmp_path / "run", Checkpoint(1, shared, {}, [], node.origin._replace(adapter="")))
     export_user(tmp_path / "run", "bob", tmp_path / "out", base)
     torch.testing.assert_close(stock(base, tmp_path / "out", IDS), said(base, node.split.layouts, state, IDS), atol=1e-5, rtol=1e-4)
 
@@ -275,8 +278,9 @@ def test_a_persons_mistakes_are_one_sentence_each(base: Base, tmp_path: Path, te
 def test_a_run_without_a_table_of_users_asks_its_data_for_them(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = Scenario(scheme="shared_only", shared=SHARED)
     checkpoint.begin(tmp_path / "run", scenario)
-    start = split(scenario, base).shared_start()
-    checkpoint.commit(tmp_path / "run", Checkpoint(1, start, {}, []))
+    parts = split(scenario, base)
+    made = origin.of(scenario.seed, base, parts)._replace(adapter="")
+    checkpoint.commit(tmp_path / "run", Checkpoint(1, parts.shared_start(), {}, [], made))
     nobody = Splits((), (), ())
     monkeypatch.setattr("client.data.load", lambda *_: Dataset({"ann": nobody}, {}, "answer", (), (), "text"))
     with pytest.raises(InputError, match="did you mean 'ann'"):

@@ -1,0 +1,1 @@
+"""How what users and the federation have comes from one base to another: what bases show, what moves, where it is kept."""
