@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
+from configs.life import Life
 from configs.plain import plain
 
 HERE = Path(__file__).resolve().parent
@@ -284,6 +285,7 @@ class Scenario:
     private_training: Local = field(default_factory=Local)
     data: Data = field(default_factory=Data)
     privacy: Privacy = field(default_factory=Privacy)
+    life: Life = field(default_factory=Life)
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
@@ -349,7 +351,7 @@ LATE = ("scheme_options", "shared_ranks", "root_users")  # what came later, and 
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = plain(scenario, Scenario)
-    late = [key for key in LATE if not tree[key]]
+    late = [key for key in LATE if not tree[key]] + ["life"] * (scenario.life == Life())
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
