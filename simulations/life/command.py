@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load
@@ -88,5 +89,5 @@ def _table(found: dict) -> Table:
 
     shown = Table("", found["metric"], "worst tenth", "what it is", title=page.title(found), box=None)
     for cells in page.lines(found):
-        shown.add_row(*cells)
+        shown.add_row(*map(Text, cells))
     return shown

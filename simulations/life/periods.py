@@ -8,7 +8,7 @@
     FOLDER/live.json, live.html     what it has come to
 
 A period that has been begun is gone on with, so that a life that is killed anywhere ends as one that nobody touched. Of a period that
-is over, the shared adapter and the page are dropped once the next one has a round: what a life keeps beside its rows does not grow.
+is over, the shared adapter is dropped once the next one has a round: what a life keeps beside its rows does not grow.
 """
 
 import json
@@ -26,9 +26,9 @@ from configs.errors import InputError
 from configs.scenario import Scenario
 from server import checkpoint, rounds
 from server.checkpoint import Checkpoint
-from server.finish import finish
+from server.finish import tabulate
 from server.report.promise import ledgers, spent
-from server.report.summary import plain
+from server.report.summary import plain, write_summary
 from server.span import before, last_round
 from simulations.life import judge
 from simulations.training import World, at_work, go
@@ -97,7 +97,8 @@ def _period(scenario: Scenario, base: bases.Base, periods: Sequence[Dataset], fo
         table = node.evaluate(after, "test", scenario.controls)
         scores = judge.judged(node, after, judge.tests(periods))
     clock["end"] = time.perf_counter()
-    finish(here, table, clock, state)
+    tabulate(here, table, clock, state)
+    write_summary(here)
     _write(here / AFTER, {"scores": scores, "seconds": seconds(state), "epsilon": spent(scenario, here)})
 
 
@@ -115,9 +116,9 @@ def seconds(state: Checkpoint) -> float:
 
 
 def drop(folder: Path, number: int) -> None:
-    """Take away what only the next period needed of one that is over: the shared adapter, and the page that is made of the rest."""
+    """Take away what only the next period needed of one that is over: the shared adapter."""
     old = place(folder, number)
-    for path in (old / "checkpoint.json", old / "report.html", *old.glob("shared-*.safetensors")):
+    for path in (old / "checkpoint.json", *old.glob("shared-*.safetensors")):
         path.unlink(missing_ok=True)
 
 
