@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from client.dpsgd import Guard
+from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies.base import Phase, Scheme
 from strategies.privacy import budget, lives
@@ -53,6 +54,8 @@ class Purse:
         """
         key = (user, participations, replayed)
         if key not in self.known:
+            if self.payer(user) != user and self.ledger.history(user):
+                raise InputError(f"the ledger {self.ledger.path} has booked user '{user}' as a whole; use life.account=sequential")
             spent, own = self.ledger.history(self.payer(user), besides=self.run), self.own(user)
             self.known[key] = unless_spent(lambda: budget.noise(own, examples, participations, spent, replayed))
         return self.known[key]

@@ -12,6 +12,7 @@ from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
+from strategies.keeping import KEEPING
 from strategies.schemes import SCHEMES
 
 
@@ -45,6 +46,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
     for name, kind in KINDS.items():
         yield "private.kind", name, first_line(kind.init)
     yield "private.kind", "prompt", first_line(prompt.init_prompt)
+    for name, keeping in KEEPING.items():
+        yield "life.keep", name, _with(first_line(keeping), keeping().paper) + _options("life.keep_options", keeping)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -7,8 +7,9 @@ from strategies.base import Phase, Scheme
 from strategies.keeping.contract import Keeping
 from strategies.keeping.ewc import ewc
 from strategies.keeping.olora import olora
-from strategies.keeping.replay import replay, retrain
+from strategies.keeping.replay import replay
 from strategies.keeping.restart import restart
+from strategies.keeping.retrain import retrain
 from strategies.keeping.sequential import sequential
 from strategies.keeping.slow_fast import slow_fast
 from strategies.registry import make

@@ -23,15 +23,6 @@ def replay(buffer: float = 16) -> Keeping:
     return Keeping("arXiv 1902.10486", memory, _remember, replays=True)
 
 
-def retrain() -> Keeping:
-    """Begin anew each period and train on all examples so far: what keeping can come to at most, and what it saves."""
-
-    def begin(state: State, lesson: Lesson) -> State:
-        return _remember(state, lesson) | lesson.start
-
-    return replay(0)._replace(begin=begin)
-
-
 def replayed(state: State, total: int) -> list[int]:
     """The numbers of the examples that train along, of so many earlier ones."""
     if IDS not in state or not len(state[IDS]):

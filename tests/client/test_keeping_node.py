@@ -38,7 +38,8 @@ def lives(base: Base, texts: Texts, tmp_path: Path) -> Any:
         earlier = {"ann": tuple(e for part in numbered[: period - 1] for e in part)}
         options = changes.pop("options", OPTIONS.get(keep, {}))
         life = Life(periods=3, period=period, keep=keep, keep_options=options)
-        scenario = replace(SCENARIO, scheme="dual", life=life, private_training=replace(SGD, lr=0.05), **changes)
+        changes = {"private_training": replace(SGD, lr=0.05, batch=2), **changes}
+        scenario = replace(SCENARIO, scheme="dual", life=life, **changes)
         data = Dataset(users, {}, "answer", (), (), "text", earlier=earlier)
         node = Node(scenario, base, data, PrivateStore(tmp_path / (store or keep)), purse)
         try:
@@ -117,7 +118,7 @@ def test_what_is_remembered_is_a_file_of_its_own_and_a_period_begins_once(lives:
 
 @pytest.mark.parametrize("keep", ["olora", "restart", "slow_fast"])
 def test_what_was_put_by_is_applied_in_training_and_in_use(lives: Any, keep: str) -> None:
-    with lives(keep, 1) as node:
+    with lives(keep, 1, private_training=replace(SGD, lr=5.0, batch=2)) as node:
         shared = begun(node)
         trained(node, shared, 1)
         was = node.evaluate(Task(2, shared), "test", ("shared_private", "shared"))[0]
