@@ -40,14 +40,14 @@ BEFORE, AFTER = "before.json", "after.json"
 
 def live(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row: None) -> Iterator[int]:
     """Run or resume a life and yield each period that is over."""
+    refuse_without_ledger(scenario, folder)
+    base = bases.load(scenario.model, scenario.engine.device)
+    periods = data.every_period(scenario.data, base.tokenizer, scenario.seed, scenario.life)
+    for number, period in enumerate(periods, 1):
+        if not period.users:
+            raise InputError(f"period {number} of {len(periods)}: no user has two examples in it; set fewer life.periods")
     with checkpoint.held(folder):
-        refuse_without_ledger(scenario, folder)
         checkpoint.begin(folder, scenario)
-        base = bases.load(scenario.model, scenario.engine.device)
-        periods = data.every_period(scenario.data, base.tokenizer, scenario.seed, scenario.life)
-        for number in range(1, scenario.life.periods + 1):
-            if not periods[number - 1].users:
-                raise InputError(f"period {number} of {len(periods)}: no user has two examples in it; set fewer life.periods")
         for number in range(1, scenario.life.periods + 1):
             if not (place(folder, number) / AFTER).exists():
                 _period(of_period(scenario, number), base, periods, folder, observe)

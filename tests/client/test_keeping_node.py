@@ -67,7 +67,7 @@ def lived(lives: Any, keep: str, periods: int = 2, store: str = "", **changes: A
 @pytest.mark.parametrize("kind", [LORA, CORE])
 @pytest.mark.parametrize("purse", [None, Free(0.3, 1.0)])
 def test_ewc_of_no_strength_is_sequential_bit_by_bit(lives: Any, kind: Adapter, purse: Any) -> None:
-    privacy = {"privacy": replace(SCENARIO.privacy, guarantee="unclaimed")} if purse else {}
+    privacy: dict[str, Any] = {"privacy": replace(SCENARIO.privacy, guarantee="unclaimed")} if purse else {}
     plain, held = (lived(lives, k, 3, purse=purse, private=kind, **privacy) for k in ("sequential", "ewc"))
     assert plain.keys() == held.keys() and all(torch.equal(plain[n], held[n]) for n in plain)
     strong = lived(lives, "ewc", 3, "strong", purse=purse, private=kind, options={"strength": 0.5}, **privacy)

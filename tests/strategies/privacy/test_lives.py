@@ -35,7 +35,7 @@ def scenario(*more: str) -> Scenario:
 @pytest.mark.parametrize("spread", SPREADS)
 def test_a_budget_is_spread_whole_and_never_taken_back(spread: str) -> None:
     counts = (10, 30, 5, 8, 40)
-    assert sum(lives.shares(Life(periods=5, spread=spread), counts)) == pytest.approx(1)
+    assert sum(lives.shares(scenario(f"life.spread={spread}").life, counts)) == pytest.approx(1)
     found = [lives.allowed(scenario(f"life.period={t}", f"life.spread={spread}"), counts[:t]) for t in range(1, 6)]
     assert found[-1] == 4.0 and all(0 < x <= 4.0 for x in found)
     if spread != "demand":
@@ -57,7 +57,7 @@ def lived(folder: Path, *more: str, examples: Sequence[int] = (20, 20, 20, 20, 2
             purse = Purse(chosen, ledger, f"run{period}", demand={"ann": tuple(examples[:period])})
             noise = purse.noise("ann", count, chosen.rounds)
             assert noise
-            paid = set()
+            paid, costs = set(), {}
             for round_ in range(1, chosen.rounds + 1):
                 costs = {what: budget.event(z, count, 99, 1) for what, z in noise.items()}
                 paid |= purse.book(round_ + period * 10, schemes.of(chosen), {"ann": costs})
