@@ -39,11 +39,15 @@ def begun(node: Node, user: str, state: State) -> State:
 
 def train_of(node: Node, phase: Phase, user: str, state: State) -> Sequence[Encoded]:
     """The examples that a phase trains on: the period's own, and before them those of earlier periods that are replayed."""
-    train = node.dataset.users[user].train
-    if not node.keeping.replays or "private" not in phase.moves:
+    earlier, train = node.dataset.earlier.get(user, ()), node.dataset.users[user].train
+    if "private" not in phase.moves:
         return train
-    earlier = node.dataset.earlier.get(user, ())
     return (*(earlier[at] for at in replayed(state, len(earlier))), *train)
+
+
+def along(node: Node, user: str, state: State) -> int:
+    """How many earlier examples train along, in every phase that trains what is private."""
+    return len(replayed(state, len(node.dataset.earlier.get(user, ()))))
 
 
 def _lesson(node: Node, user: str, state: State, earlier: Sequence[Encoded]) -> Lesson:

@@ -17,7 +17,7 @@ from client import base as bases
 from client import controls, data
 from client.adapters.fisher import fitted
 from client.data.types import Dataset, Encoded
-from client.keeping import begun, train_of
+from client.keeping import along, begun, train_of
 from client.learner import Learner
 from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
@@ -109,7 +109,7 @@ class Node:
         paying = self._paying(task, users)
         began_with = {user: begun(self, user, state) for user, state in before.items()}
         parts = {user: [self._part(phase, user, task.round, began_with[user]) for phase in phases] for user in paying}
-        users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (paying, {})
+        users, noise = self._booked(task, phases, parts, began_with) if self.scenario.privacy.of_examples else (paying, {})
         yield from self._silent(task, received, [user for user in paying if user not in users])
         if not users:
             return
@@ -166,7 +166,7 @@ class Node:
         return phase._replace(applies=tuple(b for b in phase.applies or self.split.scheme.blocks if b != "private"))
 
     def _booked(self, task: Task, phases: Sequence[Phase],
-                parts: Mapping[str, Sequence[Sequence[Encoded]]]) -> tuple[list[str], Noises]:  # fmt: skip
+                parts: Mapping[str, Sequence[Sequence[Encoded]]], states: Mapping[str, State]) -> tuple[list[str], Noises]:  # fmt: skip
         """The users whose budget allows this round, which is then booked, and the noise of each one's phases."""
         if self.purse is None:
             raise RuntimeError("a node that is to protect examples needs a purse")
@@ -174,8 +174,8 @@ class Node:
         noise: Noises = {}
         costs: dict[str, dict[str, Event]] = {}
         for user, examples in parts.items():
-            own = len(self.dataset.users[user].train)
-            known = self.purse.noise(user, own, task.participations, max(map(len, examples)) - own if self.keeping.replays else 0)
+            own, more = len(self.dataset.users[user].train), along(self, user, states[user])
+            known = self.purse.noise(user, own, task.participations, more)
             if known is None:
                 continue
             noise[user] = [known.get(budget.label(phase, last), 0.0) for phase in phases]

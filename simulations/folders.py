@@ -45,6 +45,8 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     from strategies.privacy import rules
 
     refuse_folder(scenario, folder)
+    if scenario.life.period > 1:
+        raise InputError(f"period {scenario.life.period} of a life goes on from the one before it; give 'live', which runs them all")
     schemes.of(scenario)
     rules.refuse(scenario)
     aggregation.build(scenario)
