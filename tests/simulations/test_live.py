@@ -29,7 +29,7 @@ SETTINGS = ("rounds=1", "personalize=0", "evaluate_every=0", "data.unseen_users=
 GUARDED = ("data.users=2", "life.periods=2", "life.keep=replay", "life.keep_options.buffer=2", "privacy=example", "weights=uniform")
 WRITES = ((Ledger, "spend_within"), (PrivateStore, "save_parts"), (checkpoint, "write_state"), (checkpoint, "write_text"),
           (periods, "write_text"))  # fmt: skip
-MANY = 12  # periods
+MANY = 8  # periods
 Made = Callable[..., Scenario]
 
 
@@ -105,7 +105,7 @@ def everywhere(words: tuple[str, ...], home: Path) -> None:
     bases.load = lambda *_: base  # both are made once
     data.every_period = lambda *_: found
     list(periods.live(scenario, home / "whole"))
-    for writes in range(0, 1000, 6):
+    for writes in range(2, 1000, 8):
         if not mortal(scenario, home / f"{writes}", writes):
             break
         mortal(scenario, home / f"{writes}", 5)
@@ -129,7 +129,7 @@ def test_a_life_killed_anywhere_ends_as_one_that_nobody_touched(world: World, tm
     running.join()
     assert (tmp_path / "done").exists()
     killed = [p for p in tmp_path.iterdir() if p.name.isdigit()]
-    assert len(killed) > 2
+    assert len(killed) > 1
     for folder in killed:
         assert tensors(folder) == tensors(tmp_path / "whole") != {}
         assert timeless(folder) == timeless(tmp_path / "whole")
