@@ -10,7 +10,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help env demo test results privacy synthetic cost audit attacks bench flower deployment deploy-test secure lint types unit clean
+.PHONY: help env demo test results privacy live synthetic cost audit attacks bench flower deployment deploy-test secure lint types unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,10 @@ results: env  ## the README's tables: three seeds with every control, on three d
 
 privacy: env  ## the README's tables of what privacy costs: all users, and kinds of private adapters (an hour on two cores)
 	for study in privacy kinds; do $(PY) -m simulations compare $$study || exit; done
+
+live: env  ## ways to keep what was learnt over the periods of a life, on two data sets, into lives/
+	for scenario in life life-sotu; do \
+	  $(PY) -m simulations live $$scenario --keep sequential,replay,ewc,olora,restart,slow_fast,retrain --seeds 3 || exit; done
 
 synthetic: env  ## every aggregator on a task whose ideal aggregate is known, against what theory says, into studies/synthetic
 	$(PY) -m simulations synthetic

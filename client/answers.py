@@ -195,8 +195,13 @@ def _rank(node_config: Mapping[str, Any]) -> int:
 
 def spending(node: Node, run: str, played: bool) -> AbstractContextManager[None]:
     """Open what a node spends from in a run: ledgers for all that it promises in its life, others where it promises nothing real."""
-    for_life = not played and node.scenario.privacy.promises
-    return ledgers.opened(node, home() if for_life else node.store.folder, scenario_hash(node.scenario) if played else run, played)
+    for_life, life = not played and node.scenario.privacy.promises, node.scenario.life
+    if for_life and life.account == "partition":
+        raise InputError(
+            "life.account=partition is for simulations: a node's ledger is for all that its users' examples are ever used for"
+        )
+    name = scenario_hash(node.scenario) if played else f"{run}, period {life.period}" if life.period else run
+    return ledgers.opened(node, home() if for_life else node.store.folder, name, played)
 
 
 def simulated(node_config: Mapping[str, Any]) -> bool:

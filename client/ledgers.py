@@ -21,6 +21,6 @@ def opened(node: Node, folder: Path, run: str, keyed: bool) -> Iterator[None]:
             return stack.enter_context(Ledger(folder / name))
 
         scenario = node.scenario
-        node.purse = Purse(scenario, ledger(LEDGER), run, keyed) if scenario.privacy.of_examples else None
+        node.purse = Purse(scenario, ledger(LEDGER), run, keyed, node.dataset.counts) if scenario.privacy.of_examples else None
         node.own = OwnNoise(scenario, ledger(JOINT), run, keyed) if at_home(scenario) else None
         yield

@@ -17,6 +17,7 @@ from client import base as bases
 from client import controls, data, sending
 from client.adapters.fisher import fitted
 from client.data.types import Dataset, Encoded
+from client.keeping import along, begun, train_of
 from client.learner import Learner
 from client.own_noise import OwnNoise
 from client.private import PrivateStore
@@ -31,14 +32,16 @@ from client.tower import Blocks, Tower
 from client.train import Trainer, Work, together
 from configs.errors import InputError
 from configs.scenario import Local, Scenario
+from strategies import keeping
 from strategies.aggregators.scaffold import change, correction, renewed
 from strategies.base import Phase, Release, Task
+from strategies.keeping.contract import MEMORY
 from strategies.privacy import budget
 from strategies.privacy.events import Event
 from strategies.privacy.joint import at_home
 from strategies.schemes.copies import of
 from strategies.schemes.ifca import CHOICE, slot
-from strategies.tree import State, generator
+from strategies.tree import State, generator, partition
 
 Noises = dict[str, list[float]]  # user -> noise multiplier of each phase of a round
 CHUNK = 256  # users whose states are in memory at one time
@@ -66,7 +69,7 @@ class Node:
         self.scenario, self.base, self.dataset, self.store, self.purse, self.own = scenario, base, dataset, store, purse, own
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
-        self.split = split(scenario, base)
+        self.split, self.keeping = split(scenario, base), keeping.of(scenario)
         self.start, self.origin = self.split.start(), origin.of(scenario.seed, base, self.split)
         self.tower = Tower(base, self.split.layouts, scenario.engine)
         plain = (x for x in self.split.layouts if x.block not in self.split.scheme.twins)
@@ -107,12 +110,13 @@ class Node:
         before = {user: self._state(user, task, received) for user in users}  # what cannot be read costs no budget
         owed = sending.owed(self.scenario, self.store, users, task.round, self.origin)
         paying = self._paying(task, users)
-        parts = {user: [self._part(phase, user, task.round) for phase in phases] for user in paying}
-        users, noise = self._booked(task, phases, parts) if self.scenario.privacy.of_examples else (paying, {})
+        began_with = {user: begun(self, user, state) for user, state in before.items()}
+        parts = {user: [self._part(phase, user, task.round, began_with[user]) for phase in phases] for user in paying}
+        users, noise = self._booked(task, phases, parts, began_with) if self.scenario.privacy.of_examples else (paying, {})
         yield from self._silent(task, received, [user for user in paying if user not in users])
         if not users:
             return
-        states = [before[user] for user in users]
+        states = [began_with[user] for user in users]
         if self.split.scheme.clusters > 1:
             states = self._chosen(users, states, received)
         for index, phase in enumerate(phases):
@@ -121,10 +125,10 @@ class Node:
         ready: dict[str, Release] = {}
         for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.kept(k)}
-            keep = {PRIVATE: private} if any(v is not before[user][k] for k, v in private.items()) else {}
+            keep = _filed(private) if any(v is not before[user][k] for k, v in private.items()) else {}
             if user in owed and "shared" in task.turns:  # what is left out counts together with what is private
                 ready[user], left = self._thinned(task, user, self._release(task, user, state, received), owed[user])
-                keep = ({PRIVATE: private} if private else {}) | {sending.OWED: left}
+                keep = (_filed(private) if private else {}) | {sending.OWED: left}
             if keep:
                 self.store.save_parts(user, task.round, keep, made)
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
@@ -166,7 +170,7 @@ class Node:
         return phase._replace(applies=tuple(b for b in phase.applies or self.split.scheme.blocks if b != "private"))
 
     def _booked(self, task: Task, phases: Sequence[Phase],
-                parts: Mapping[str, Sequence[Sequence[Encoded]]]) -> tuple[list[str], Noises]:  # fmt: skip
+                parts: Mapping[str, Sequence[Sequence[Encoded]]], states: Mapping[str, State]) -> tuple[list[str], Noises]:  # fmt: skip
         """The users whose budget allows this round, which is then booked, and the noise of each one's phases."""
         if self.purse is None:
             raise RuntimeError("a node that is to protect examples needs a purse")
@@ -174,7 +178,8 @@ class Node:
         noise: Noises = {}
         costs: dict[str, dict[str, Event]] = {}
         for user, examples in parts.items():
-            known = self.purse.noise(user, len(self.dataset.users[user].train), task.participations)
+            own, more = len(self.dataset.users[user].train), along(self, user, states[user])
+            known = self.purse.noise(user, own, task.participations, more)
             if known is None:
                 continue
             noise[user] = [known.get(budget.label(phase, last), 0.0) for phase in phases]
@@ -254,12 +259,12 @@ class Node:
             self.masks[rank] = masks(self.start, ("shared", *self.split.scheme.twins), rank)
         return self.masks[rank]
 
-    def _part(self, phase: Phase, user: str, round_: int) -> Sequence[Encoded]:
+    def _part(self, phase: Phase, user: str, round_: int, state: State) -> Sequence[Encoded]:
         """The training examples that a phase sees. Where two phases part them, the cut is drawn anew each round, between two units.
 
         A user with only one unit has nothing to part: the later phase sees nothing.
         """
-        train = self.dataset.users[user].train
+        train = train_of(self, phase, user, state)
         if phase.part == "all":
             return train
         share = float(torch.empty(()).uniform_(*budget.CUTS, generator=generator(self.scenario.seed, round_, user, "cut")))
@@ -285,7 +290,8 @@ class Node:
         return {k: sent.get(k, v) for k, v in self.start.items() if not self.split.kept(k)}
 
     def _state(self, user: str, task: Task, received: State) -> State:
-        stored = self.store.load(user, task.round, self.origin) or {}
+        parts = self.store.parts(user, task.round, self.origin)
+        stored = {**parts.get(PRIVATE, {}), **parts.get(MEMORY, {})}
         seen = masked(received, self._mask(user))
         return {**seen, **self.split.own(self.start, seen), **{k: v.to(self.base.device) for k, v in stored.items()}}
 
@@ -307,19 +313,20 @@ class Node:
             {"user": u, "seen": seen, "train": len(s.train), "test": len(s.test)} for u, s in zip(users, splits, strict=True)
         ]
         for control in wanted:
-            found = self._control(control, task, part, users)
+            found = self.control(control, task, part, users)
             for row, score, s in zip(rows, found, splits, strict=True) if found else ():
                 examples: Sequence[Encoded] = getattr(s, part)
                 if len(examples):
-                    row |= {f"{control}.{k}": v for k, v in self._metrics(score, examples).items()}
+                    row |= {f"{control}.{k}": v for k, v in self.metrics(score, examples).items()}
         return rows
 
-    def _metrics(self, score: Tensor, examples: Sequence[Encoded]) -> dict[str, float | None]:
+    def metrics(self, score: Tensor, examples: Sequence[Encoded]) -> dict[str, float | None]:
+        """One user's numbers, by metric, of what `control` gives."""
         if self.dataset.label_ids:
             return controls.choice_metrics(score, [e.label for e in examples])
         return controls.token_metrics(score)
 
-    def _control(self, name: str, task: Task, part: str, users: list[str]) -> list[Tensor] | None:
+    def control(self, name: str, task: Task, part: str, users: list[str]) -> list[Tensor] | None:
         """Scores of one control for each user, or None where the scheme or the task has no such row."""
         blocks = self.split.scheme.blocks
         everyone = {**self.dataset.users, **self.dataset.unseen}
@@ -385,7 +392,13 @@ class Node:
 def open_node(scenario: Scenario, folder: Path, base: bases.Base | None = None) -> Node:
     """Load the base and the data that a scenario names, and open a node that keeps private adapters under ``folder``."""
     base = base or bases.load(scenario.model, scenario.engine.device)
-    dataset = data.load(scenario.data, base.tokenizer, scenario.seed)
+    dataset = data.load(scenario.data, base.tokenizer, scenario.seed, scenario.life)
     if not dataset.users:
         raise InputError("data: no user is left to train on")
     return Node(scenario, base, dataset, PrivateStore(folder))
+
+
+def _filed(state: State) -> dict[str, State]:
+    """A user's private state by the kinds in which the store keeps it."""
+    memory, own = partition(state, lambda name: name.startswith(f"{MEMORY}/"))
+    return {PRIVATE: own} | ({MEMORY: memory} if memory else {})

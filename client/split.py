@@ -3,20 +3,21 @@
 A tensor is named "block/name", in a shared state by PEFT's own name.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from client import base as bases
 from client.adapters.layout import Layout, layout
 from configs.scenario import Scenario
-from strategies import aggregators, schemes
+from strategies import aggregators, keeping, schemes
 from strategies.aggregators.scaffold import CONTROL, OWN
 from strategies.base import Owner, Phase, released
+from strategies.keeping.contract import MEMORY, PERIOD, SEEN, Keeping, unchanged
 from strategies.schemes.ifca import MEMBERS, slot
 from strategies.tree import State
 
-BESIDE: dict[str, Owner] = {CONTROL: "shared", OWN: "frozen"}  # blocks that no adapter is, and no training moves
+BESIDE: dict[str, Owner] = {CONTROL: "shared", OWN: "frozen", MEMORY: "frozen"}  # blocks that no adapter is, and no training moves
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Split:
     scheme: schemes.Scheme
     aggregator: aggregators.Aggregator
     spare: tuple[Layout, ...] = ()  # further clusters' adapters: their tensors travel, and stand in for the shared one's where applied
+    memory: State = field(default_factory=dict)  # what is remembered of earlier periods, at its start
 
     def owner(self, key: str) -> Owner:
         """Who keeps the tensor "block/name"."""
@@ -63,7 +65,7 @@ class Split:
 
     def kept(self, key: str) -> bool:
         """Whether a user's node stores the tensor."""
-        return self.owner(key) == "private" or self.is_twin(key) or key.startswith(f"{OWN}/")
+        return self.owner(key) == "private" or self.is_twin(key) or key.startswith((f"{OWN}/", f"{MEMORY}/"))
 
     def own(self, start: State, received: State) -> State:
         """What is kept of a user who has nothing yet; ``received`` is what all have in common."""
@@ -81,8 +83,8 @@ class Split:
             found[MEMBERS] = torch.zeros(self.scheme.clusters, device=device)
         if self.aggregator.controls:
             steered = {key: v for key, v in found.items() if key.startswith("shared/") and self.released(key, 1)}
-            found |= {key.replace("shared", block, 1): torch.zeros_like(v) for block in BESIDE for key, v in steered.items()}
-        return found | {f"private/{name}": torch.tensor([value], device=device) for name, value in self.scheme.own}
+            found |= {key.replace("shared", block, 1): torch.zeros_like(v) for block in (CONTROL, OWN) for key, v in steered.items()}
+        return found | self.memory | {f"private/{name}": torch.tensor([value], device=device) for name, value in self.scheme.own}
 
     def shared_start(self) -> State:
         """The shared adapter before the first round, under PEFT's names: what the server begins with."""
@@ -98,7 +100,20 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
     own = [block for block in scheme.blocks if block not in scheme.twins]
     layouts = tuple(layout(block, configs[block], base, scenario.seed, mutable and block == "shared") for block in own)
     spare = tuple(layout(slot(j), scenario.shared, base, scenario.seed) for j in range(1, scheme.clusters))
-    return Split(twinned(layouts, scheme), scheme, aggregator, spare)
+    keep = keeping.of(scenario)
+    found = Split(twinned(layouts, scheme), keeping.around(scheme, keep), aggregator, spare)
+    return replace(found, memory=_memory(keep, found.start(), scenario.life.periods)) if scenario.life.period else found
+
+
+def _memory(keep: Keeping, start: State, periods: int) -> State:
+    """What is remembered of a user at first; {} where nothing ever is."""
+    own = {name: value for name, value in start.items() if name.startswith("private/")}
+    if not own or keep.begin is unchanged:
+        return {}
+    device = next(iter(own.values())).device
+    return {name: v.to(device) for name, v in keep.memory(own, periods).items()} | {
+        n: torch.zeros(1, device=device) for n in (PERIOD, SEEN)
+    }
 
 
 def twinned(layouts: tuple[Layout, ...], scheme: schemes.Scheme) -> tuple[Layout, ...]:

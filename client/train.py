@@ -111,22 +111,32 @@ class Trainer:
             for part in step_passes(batches, self.tower, budget):
                 leaves = flat.leaves(active)
                 flat.accumulate(self._loss(part, {**prefix(fixed, active), **leaves}, work), leaves)
+            self._hold(flat, fixed, active)
             optimizer.step(range(active))
             work.steps += active
             first += batch
 
     def _guarded_epoch(self, cohort: list[Learner], flat: Flat, fixed: State, optimizer: RowOptimizer, batch: int, epoch: int,
                        budget: int, work: Work, guard: Guard) -> None:  # fmt: skip
-        fixed = {name: value.unsqueeze(1) for name, value in fixed.items()}
+        spread = {name: value.unsqueeze(1) for name, value in fixed.items()}
         for step, drawn in enumerate(dpsgd.batches(cohort, batch, guard, epoch)):
             active = len(drawn)
             flat.grad_KP[:active].zero_()
             for part in unit_passes(drawn, [x.train[0] for x in cohort[:active]], self.tower, budget, flat.grad_KP.shape[1]):
                 leaves = flat.leaves_per_unit(active, part.units)
-                flat.accumulate_clipped(self._loss(part, {**prefix(fixed, active), **leaves}, work), leaves, guard.clip)
+                flat.accumulate_clipped(self._loss(part, {**prefix(spread, active), **leaves}, work), leaves, guard.clip)
             dpsgd.add_noise(flat, cohort[:active], batch, guard, epoch, step)
+            self._hold(flat, fixed, active)
             optimizer.step(range(active))
             work.steps += active
+
+    def _hold(self, flat: Flat, fixed: State, active: int) -> None:
+        """Add the slopes of the phase's penalty, which look at no example, to the gradients of the first users."""
+        if self.phase and self.phase.penalty:
+            gradients = flat.views(flat.grad_KP[:active])
+            for name, slope in self.phase.penalty({**prefix(fixed, active), **flat.views(flat.theta_KP[:active])}).items():
+                if name in gradients:
+                    gradients[name] += slope
 
     def _loss(self, part: Pass, state: State, work: Work) -> Tensor:
         """The weighted sum of a pass's losses; counts its real rows."""

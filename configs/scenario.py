@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import reading
 from configs.checks import check
 from configs.errors import InputError, nearest
+from configs.life import Life
 from configs.plain import plain
 from configs.wire import Wire
 
@@ -286,6 +287,7 @@ class Scenario:
     data: Data = field(default_factory=Data)
     privacy: Privacy = field(default_factory=Privacy)
     wire: Wire = field(default_factory=Wire)
+    life: Life = field(default_factory=Life)
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
@@ -351,7 +353,7 @@ LATE = ("scheme_options", "shared_ranks", "root_users")  # what came later, and 
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = plain(scenario, Scenario)
-    late = [key for key in LATE if not tree[key]] + ["wire"] * (scenario.wire == Wire())
+    late = [key for key in LATE if not tree[key]] + ["wire"] * (scenario.wire == Wire()) + ["life"] * (scenario.life == Life())
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -21,6 +21,7 @@ from configs.errors import InputError
 from configs.home import home
 from configs.scenario import Scenario, label, scenario_hash
 from server import aggregation, checkpoint, rounds
+from server.checkpoint import Checkpoint
 from server.finish import finish
 from server.grid import GridRuntime
 from server.joint import PLAN, Joint, kept
@@ -47,7 +48,9 @@ def main(grid: Grid, context: Context) -> None:
         scenario = wire.scenario_of(context.run_config)
         out = str(context.run_config.get("out", "")) or label(scenario)
         noise = declared("run", context.run_config.get("noise", ""))
-        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), terms(context.run_config), noise)
+        earlier = str(context.run_config.get("from", ""))
+        since = home() / "runs" / Path(earlier).expanduser() if earlier else None
+        page = run(scenario, grid, home() / "runs" / Path(out).expanduser(), terms(context.run_config), noise, since)
     except InputError as error:
         log.error("error: %s", error)
         raise
@@ -71,8 +74,11 @@ def terms(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return said
 
 
-def run(scenario: Scenario, grid: Grid, folder: Path, terms: Mapping[str, Any] | None = None, noise: str = "") -> Path:
+def run(scenario: Scenario, grid: Grid, folder: Path, terms: Mapping[str, Any] | None = None, noise: str = "",
+        since: Path | None = None) -> Path:  # fmt: skip
     """Run or resume a scenario on a grid, evaluate its last round and write the report. Returns the page's path.
+
+    ``since``: the folder of the run of the period before, from which a later period of a life goes on.
 
     ``terms``: what `terms` gives. ``noise``: where that of guarantee U comes from, "system" or "seed"; "": the seed where all nodes are
     only played, else the system.
@@ -80,12 +86,16 @@ def run(scenario: Scenario, grid: Grid, folder: Path, terms: Mapping[str, Any] |
     rules.refuse(scenario)
     aggregator = aggregation.build(scenario)
     with checkpoint.held(folder):
-        return _run(scenario, aggregator, grid, folder, terms or {}, noise)
+        return _run(scenario, aggregator, grid, folder, terms or {}, noise, since)
 
 
-def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, terms: Mapping[str, Any], noise: str) -> Path:
+def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, terms: Mapping[str, Any], noise: str,
+         since: Path | None) -> Path:  # fmt: skip
     clock = {"load": time.perf_counter()}
+    before = _before(scenario, since)
     checkpoint.begin(folder, scenario)
+    if since and not (folder / "flower.json").exists():
+        write_text(folder / "flower.json", (since / "flower.json").read_text())  # nodes go on with what they keep under its run
     run = run_of(folder, grid.run.run_id)
     shared, made_on = _start(scenario, folder)
     clock["nodes"] = time.perf_counter()
@@ -97,11 +107,26 @@ def _run(scenario: Scenario, aggregator: Aggregator, grid: Grid, folder: Path, t
     clock["rounds"] = time.perf_counter()
     with _joint(scenario, folder, runtime, known["noise"] == "seed") as joint:
         nodes_or_sums = SecureGridRuntime(runtime, scenario, joint.plan if joint else None) if scenario.privacy.secure else runtime
-        state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe, joint, Origin(*made_on))
+        made = Origin(*made_on)
+        state = rounds.run(scenario, nodes_or_sums, aggregator, shared, folder, _observe, joint, made, before)
     clock["test"] = time.perf_counter()
     table = runtime.evaluate(Task(state.round + 1, state.shared), "test", scenario.controls) or unknown(runtime.users())
     clock["end"] = time.perf_counter()
     return finish(folder, table, clock, state)
+
+
+def _before(scenario: Scenario, since: Path | None) -> Checkpoint | None:
+    """Where the period before has ended. Raises `InputError` where there is none, and where one is named that nothing goes on from."""
+    if scenario.life.period < 2:
+        if since:
+            raise InputError("'from' in the run config is for a later period of a life; set life.period, or leave it out")
+        return None
+    if since is None or not (since / "flower.json").is_file():
+        raise InputError(
+            f"period {scenario.life.period} of a life goes on from the run before: name its folder as 'from' in the run config, got "
+            f"'{since or ''}'"
+        )
+    return checkpoint.latest(since)
 
 
 def run_of(folder: Path, run_id: int) -> str:

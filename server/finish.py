@@ -17,9 +17,14 @@ def finish(folder: Path, table: list[dict[str, Any]], clock: dict[str, float], s
 
     ``clock`` holds when each part began, in order, and last when the last one was over.
     """
+    tabulate(folder, table, clock, state)
+    return write.write(folder)
+
+
+def tabulate(folder: Path, table: list[dict[str, Any]], clock: dict[str, float], state: Checkpoint) -> None:
+    """As `finish`, the tables only."""
     write_text(folder / "users.csv", users_csv(table))
     write_text(folder / "timing.json", json.dumps(timing(clock, state)))
-    return write.write(folder)
 
 
 def users_csv(table: list[dict[str, Any]]) -> str:

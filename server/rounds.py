@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from client.store.manifest import Origin
+from configs.errors import InputError
 from configs.scenario import Scenario
 from server import checkpoint
 from server.admission import admitted
 from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import invited, participations, sample
+from server.span import before, last_round
 from strategies import schemes
-from strategies.base import Aggregator, Metered, Release, Runtime, Task, Traffic, personal
+from strategies.base import Aggregator, Metered, Release, Runtime, Task, Traffic
 from strategies.compressors import down
 from strategies.privacy.joint import bound, needed
 from strategies.sums import total
@@ -30,24 +32,27 @@ VALIDATED = ("shared", "shared_private", "local_only")  # rows that are followed
 
 
 def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
-        observe: Observer = lambda _row: None, joint: Joint | None = None, origin: Origin | None = None) -> Checkpoint:  # fmt: skip
+        observe: Observer = lambda _row: None, joint: Joint | None = None, origin: Origin | None = None,
+        since: Checkpoint | None = None) -> Checkpoint:  # fmt: skip
     """Run or resume a scenario in ``folder`` and return its last round. ``shared`` is where the first round starts.
 
     ``origin``: of the base that is loaded; a shared adapter that was made on another is refused (None: not asked).
 
     ``observe`` is called with each round's row once the round is final. ``joint``: guarantee U by noise on the sum of each round.
+    ``since``: the last round of the period before, from which a later period of a life goes on.
     """
     checkpoint.begin(folder, scenario)
     if needed(scenario) and joint is None:
         raise RuntimeError("a server that is to protect users needs a plan of the noise")
     aggregator = joint.around(aggregator) if joint else aggregator
-    made = (origin or Origin())._replace(adapter="")
-    state = checkpoint.latest(folder, origin) or Checkpoint(0, shared, aggregator.init(shared), [], made)
-    for number in range(state.round + 1, last_round(scenario) + 1):
+    made, first = (origin or Origin())._replace(adapter=""), before(scenario)
+    start = Checkpoint(0, shared, aggregator.init(shared), [], made)
+    state = checkpoint.latest(folder, origin) or _begun(first, since) or start
+    for number in range(state.round + 1, first + last_round(scenario) + 1):
         users = invited(scenario, runtime.users())  # whoever has come by now
         trained = joint.users if joint else users
         task = replace(plan(scenario, state.shared, number, len(trained)), bound=bound(scenario, state.memory))
-        chosen = joint.sample(number) if joint and number <= scenario.rounds else sample(scenario, users, number)
+        chosen = joint.sample(number) if joint and number - first <= scenario.rounds else sample(scenario, users, number)
         state = _round(scenario, runtime, aggregator, state, task, chosen)
         began = time.perf_counter()
         checkpoint.commit(folder, state)
@@ -55,18 +60,22 @@ def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: St
     return state
 
 
-def last_round(scenario: Scenario) -> int:
-    """The federation's rounds, and one more in which everyone trains only what is private, if anything is and that is asked for."""
-    return scenario.rounds + (scenario.personalize > 0 and personal(schemes.of(scenario)))
+def _begun(first: int, since: Checkpoint | None) -> Checkpoint | None:
+    """Where a later period begins. Raises `InputError` where that is not where the period before has ended."""
+    if first != (since.round if since else 0):
+        said = f"after round {since.round}" if since else "nowhere"
+        raise InputError(f"this period begins after round {first}, and the period before has ended {said}; finish that one first")
+    return replace(since, rows=[]) if since else None
 
 
 def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
     """What a round asks of its users, of so many in the run."""
+    turn = number - before(scenario)
     most, cohort = participations(scenario, users), min(scenario.users_per_round or users, users)
     shared = down(shared, scenario.wire)
-    if number > scenario.rounds:
+    if turn > scenario.rounds:
         return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort, everyone=users)
-    both = "shared" in schemes.of(scenario).blocks and number <= scenario.private_from
+    both = "shared" in schemes.of(scenario).blocks and turn <= scenario.private_from
     turns = ("shared",) if both else ("shared", "private")
     return Task(number, shared, turns, participations=most, cohort=cohort, everyone=users)
 
@@ -77,7 +86,8 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
     Where private adapters begin anew each round, the shared one is nothing by itself.
     """
     every, alone = scenario.evaluate_every, not schemes.of(scenario).final.fresh
-    due = every and (number % every == 0 or number == last_round(scenario))
+    turn = number - before(scenario)
+    due = every and (turn % every == 0 or turn == last_round(scenario))
     return tuple(row for row in VALIDATED if alone or row != "shared") if due else ()
 
 

@@ -7,6 +7,7 @@ import torch
 
 from configs.errors import InputError, nearest
 from configs.scenario import Scenario
+from server.span import before
 from strategies.tree import generator
 
 
@@ -17,7 +18,7 @@ def sample(scenario: Scenario, users: Sequence[str], number: int, secret: int | 
     privacy only where nobody can tell how they fell.
     """
     count, seed = scenario.users_per_round, scenario.seed
-    if not 0 < count < len(users) or number > scenario.rounds:
+    if not 0 < count < len(users) or number - before(scenario) > scenario.rounds:
         return list(users)
     if scenario.sampling == "poisson":
         key = seed if secret is None else secret

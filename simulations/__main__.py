@@ -17,6 +17,7 @@ from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, store, usage
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
+from simulations.life.command import live
 from simulations.migrate.command import app as migrate
 from simulations.scale.command import scale
 from simulations.synthetic.command import synthetic
@@ -312,6 +313,7 @@ def attack(
     _say(f"figures: {out}")
 
 
+app.command(epilog=usage.examples("live", "live life life.keep=ewc", "live life --keep sequential,replay,ewc --seeds 3"))(live)
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)

@@ -33,7 +33,7 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
         _check(user, listed, folder)
     base = base or bases.load(scenario.model, "cpu")
     if listed is None:
-        found = data.load(scenario.data, base.tokenizer, scenario.seed)
+        found = data.load(scenario.data, base.tokenizer, scenario.seed, scenario.life)
         listed = dict.fromkeys(found.users, True) | dict.fromkeys(found.unseen, False)
         _check(user, listed, folder)
     parts = split(scenario, base)
@@ -72,7 +72,7 @@ def _fitted(scenario: Scenario, base: bases.Base, parts: Split, layouts: tuple[L
     """Fit factors to the public texts again, where they were; nothing else of the data is needed."""
     if not any(map(needs_texts, layouts)):
         return layouts
-    found = data.load(scenario.data, base.tokenizer, scenario.seed)
+    found = data.load(scenario.data, base.tokenizer, scenario.seed, scenario.life)
     tower = Tower(base, parts.layouts, replace(scenario.engine, cache="none"))
     try:
         return tuple(fitted(x, tower, found.public, found.label_ids) for x in layouts)

@@ -44,7 +44,9 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     from strategies import schemes
     from strategies.privacy import rules
 
-    _refuse_folder(scenario, folder)
+    refuse_folder(scenario, folder)
+    if scenario.life.period > 1:
+        raise InputError(f"period {scenario.life.period} of a life goes on from the one before it; give 'live', which runs them all")
     schemes.of(scenario)
     rules.refuse(scenario)
     aggregation.build(scenario)
@@ -57,7 +59,8 @@ def refuse(scenario: Scenario, folder: Path) -> None:
     refuse_model(scenario)
 
 
-def _refuse_folder(scenario: Scenario, folder: Path) -> None:
+def refuse_folder(scenario: Scenario, folder: Path) -> None:
+    """Raise `InputError` if a folder is none, or holds what is not a run of this scenario."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a run needs a folder")
     if of_flower(folder):

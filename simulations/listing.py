@@ -12,6 +12,7 @@ from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
+from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
 from strategies.schemes import SCHEMES
 
@@ -55,6 +56,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
             name,
             f"{_with(first_line(migrator), migrator().paper)}; {', '.join(said)}" + _options("--option", migrator),
         )
+    for name, keeping in KEEPING.items():
+        yield "life.keep", name, _with(first_line(keeping), keeping().paper) + _options("life.keep_options", keeping)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

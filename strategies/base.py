@@ -106,6 +106,7 @@ class Phase(NamedTuple):
     view: Callable[[State], State] = plainly  # what is applied of it
     end: Callable[[State, State], State] = as_it_ended  # (before, after training) -> what the user has then
     pull: float = 0.0  # lambda of (lambda / 2) |theta - shared|^2: a copy of the shared adapter is held near what was received
+    penalty: Callable[[State], State] | None = None  # what users have, [K, ...] -> what is added to gradients, by name, before the clip
 
     def applied(self, block: str) -> bool:
         """Whether one of the scheme's adapters is applied."""

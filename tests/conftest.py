@@ -41,7 +41,7 @@ LAYERS = 3
 # The files that take longest, in this order before all others: the last thing that a worker takes should be short, and a worker that
 # waits for Flower's processes should have one beside it that computes.
 LONGEST = (
-    "test_flower_ray", "test_compare", "test_flower_capture", "test_guarded_kill", "test_kill", "test_resident",
+    "test_flower_ray", "test_compare", "test_flower_capture", "test_guarded_kill", "test_kill", "test_live", "test_resident",
     "test_flower_users", "test_flower_privacy", "test_bench", "test_user_privacy", "test_flower_nodes",
     "test_flower_grid", "test_accounting", "test_audit", "test_engine_peft", "test_cli", "test_bench_dp", "test_study",
     "test_sweep", "test_report", "test_bad_input", "test_flower_strategy", "test_retrained", "test_trackers",

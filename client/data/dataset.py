@@ -1,27 +1,39 @@
 """From a scenario's ``data`` to users with encoded splits."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from client.data import split
+from client.data import periods, split
 from client.data.encode import encode, label_ids
 from client.data.sources import SOURCES
 from client.data.types import Dataset, Encoded, Example, Source, Splits
 from configs.errors import InputError, unknown
+from configs.life import Life
 from configs.scenario import Data
 
+ALL = Life()  # all data at once
 TASKS = {"": ("text", "answer", "choice"), "text": ("text",), "answer": ("answer",), "choice": ("choice", "answer")}
 
 
-def load(data: Data, tokenizer: Any, seed: int) -> Dataset:
-    """Read a source, choose users, split each one's examples by time and encode them.
+def load(data: Data, tokenizer: Any, seed: int, life: Life = ALL) -> Dataset:
+    """Read a source, choose users, split each one's examples by time and encode them; of a life, those of its period, if one is named.
 
     The seed alone decides which of the users that have ``min_examples`` are chosen; the tokenizer has no part in it.
     ``max_examples`` then keeps a user's latest. For texts both count chunks of ``max_tokens``, the former by an
     estimate from characters (`split.count`). The rule of the splits is written at `split.split`.
     Raises `InputError` for whatever the data cannot give.
     """
+    return every_period(data, tokenizer, seed, life)[life.period - 1] if life.period else every_period(data, tokenizer, seed, ALL)[0]
+
+
+def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Dataset]:
+    """The data of each period of a life; of none, all data as one. Who has fewer than two examples in a period is not in it."""
     if data.name not in SOURCES:
         raise unknown("data", data.name, SOURCES)
+    if life.period > life.periods:
+        raise InputError(f"life.period is {life.period}, and the life has life.periods={life.periods}")
     source = SOURCES[data.name]
     task = _task(source, data)
     read = source.read(data)
@@ -29,10 +41,20 @@ def load(data: Data, tokenizer: Any, seed: int) -> Dataset:
     ids = label_ids(tokenizer, labels) if labels else ()
     counts = {user: split.count(examples, task, data.max_tokens, data.max_chunks) for user, examples in read.items()}
     users, unseen = split.choose(counts, data, seed)
-    splits = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels)
+    found = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels, life)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
-    return Dataset({u: splits[u] for u in users}, {u: splits[u] for u in unseen}, task, labels, ids, source.unit, nobodys)
+    whole = Dataset({}, {}, task, labels, ids, source.unit, nobodys)
+    return [
+        replace(
+            whole,
+            users={u: found[u][t] for u in users if found[u][t].train},
+            unseen={u: found[u][t] for u in unseen if found[u][t].train},
+            earlier={u: tuple(e for before in found[u][:t] for e in before.train) for u in users} if t else {},
+            counts={u: tuple(len(s.train) for s in found[u][: t + 1]) for u in users} if life.periods else {},
+        )
+        for t in range(max(life.periods, 1))
+    ]
 
 
 def _task(source: Source, data: Data) -> str:
@@ -48,9 +70,20 @@ def _labels(source: Source, data: Data, read: dict[str, list[Example]]) -> tuple
     return data.labels or source.labels or tuple(found)
 
 
-def _splits(chosen: dict[str, list[Example]], data: Data, tokenizer: Any, task: str, labels: tuple[str, ...]) -> dict[str, Splits]:
+def _splits(chosen: dict[str, list[Example]], data: Data, tokenizer: Any, task: str, labels: tuple[str, ...],
+            life: Life) -> dict[str, list[Splits]]:  # fmt: skip
+    """Each user's splits, of every period in turn; of no life, of all that they have."""
     ordered = {user: split.in_order(examples) for user, examples in chosen.items()}
     examples = [example for found in ordered.values() for example in found]
     pieces = iter(encode(examples, tokenizer, task, labels, data.max_tokens))  # all users in one batch
     kept = {user: [split.spread(next(pieces), data.max_chunks) for _ in found] for user, found in ordered.items()}
-    return {user: split.split(user, found, kept[user], data) for user, found in ordered.items()}
+    if not life.periods:
+        return {user: [split.split(user, found, kept[user], data)] for user, found in ordered.items()}
+    flat = {user: split.numbered(user, found, kept[user], data) for user, found in ordered.items()}
+    span = periods.span((time for _, times in flat.values() for time in times), life)
+    return {user: periods.splits(e, periods.of_units(t, _sizes(e), life, span), data, life.periods) for user, (e, t) in flat.items()}
+
+
+def _sizes(encoded: Sequence[Encoded]) -> list[int]:
+    """Examples of each privacy unit, in order."""
+    return list(Counter(e.unit for e in encoded).values())

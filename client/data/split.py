@@ -70,6 +70,12 @@ def split(user: str, examples: Sequence[Example], pieces: Sequence[Sequence[Piec
     - a user with only one unit is cut between its pieces, in order;
     - train and test are never empty; validation is empty only if no share is asked for or there are just two units.
     """
+    return part(numbered(user, examples, pieces, data)[0], data)
+
+
+def numbered(user: str, examples: Sequence[Example], pieces: Sequence[Sequence[Piece]],
+             data: Data) -> tuple[tuple[Encoded, ...], list[float]]:  # fmt: skip
+    """A user's latest examples, their privacy units numbered, and the time of each unit: that of its last example."""
     flat = [(piece, e.unit) for e, found in zip(examples, pieces, strict=True) for piece in found]
     flat = flat[-data.max_examples :]  # -0 keeps all
     if len(flat) < 2:
@@ -78,10 +84,15 @@ def split(user: str, examples: Sequence[Example], pieces: Sequence[Sequence[Piec
             "train and one to test: raise data.min_examples or data.max_examples, or lower data.max_tokens"
         )
     number = {unit: index for index, unit in enumerate(dict.fromkeys(unit for _, unit in flat))}
-    encoded = tuple(Encoded(*piece, unit=number[unit]) for piece, unit in flat)
+    time = {e.unit: e.time for e in sorted(examples, key=lambda e: e.time)}
+    return tuple(Encoded(*piece, unit=number[unit]) for piece, unit in flat), [time[unit] for unit in number]
+
+
+def part(encoded: Sequence[Encoded], data: Data) -> Splits:
+    """Cut examples, two or more, into train, validation and test."""
     sizes = list(Counter(example.unit for example in encoded).values())
     first, second = cuts(sizes if len(sizes) > 1 else [1] * len(encoded), data.train, data.validation)
-    return Splits(encoded[:first], encoded[first:second], encoded[second:])
+    return Splits(tuple(encoded[:first]), tuple(encoded[first:second]), tuple(encoded[second:]))
 
 
 def cuts(sizes: Sequence[int], train: float, validation: float) -> tuple[int, int]:

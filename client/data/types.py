@@ -1,7 +1,7 @@
 """What data is on its way to the engine: examples as text, as tokens, and users with their splits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -60,6 +60,8 @@ class Dataset:
     label_ids: tuple[int, ...]  # a choice: the token that stands for each label, all different
     unit: str  # the privacy unit in words
     public: tuple[Encoded, ...] = ()  # texts that belong to nobody; factors of a core may be fitted to them
+    earlier: dict[str, tuple[Encoded, ...]] = field(default_factory=dict)  # of a period: what users trained on in those before it
+    counts: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a period: how many examples, in each up to it
 
 
 class Source(NamedTuple):

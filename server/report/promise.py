@@ -70,7 +70,9 @@ def accounts(scenario: Scenario, directory: Path) -> list[Account]:
     """
     flower = deployed(directory)
     for_life = flower and flower["noise"] == "system" and needed(scenario)
-    places = {"example": directory, "user": home() if for_life else directory}
+    apart = not flower and not any((directory / file).exists() for file in FILES.values())
+    here = directory.parent if scenario.life.period and apart else directory  # a life has one ledger for all its periods
+    places = {"example": here, "user": home() if for_life else here}
     found = [(guarantee, places[guarantee] / file) for guarantee, file in ledgers(scenario).items()]
     return [account(path, guarantee, scenario.privacy) for guarantee, path in found if path.exists()]
 

@@ -61,14 +61,14 @@ def together(costs: Mapping[str, Event], scheme: Scheme) -> dict[str, Event]:
     return {"|".join(apart): dearest, **{name: cost for name, cost in costs.items() if name not in apart}}
 
 
-def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[Event, ...] = ()) -> dict[str, float]:
+def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[Event, ...] = (), replayed: int = 0) -> dict[str, float]:
     """The noise multiplier of each part for a user with so many examples who trains in at most so many rounds.
 
-    ``spent`` is what the user's ledger holds of earlier runs. A part that is not to be noised has 0.
+    ``spent`` is what the user's ledger holds of earlier runs; ``replayed`` as in `planned`. A part that is not to be noised has 0.
     Raises `accounting.SpentError` where nothing of the budget is left.
     """
     level, scheme = scenario.privacy.example, schemes.of(scenario)
-    parts = planned(scenario, scheme, examples, participations)
+    parts = planned(scenario, scheme, examples, participations, replayed)
     shares = _shares(level, scheme, parts)
     weights = {name: cost.rate * math.sqrt(cost.steps / shares[name]) for name, cost in parts.items() if covered(scenario, name)}
     weighted = {name: replace(parts[name], noise=weight) for name, weight in weights.items()}
@@ -77,16 +77,20 @@ def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[E
     return {name: weights.get(name, 0.0) * common for name in parts}
 
 
-def planned(scenario: Scenario, scheme: Scheme, examples: int, participations: int) -> dict[str, Event]:
-    """What each part of a run takes at most of a user, as events with noise 1."""
+def planned(scenario: Scenario, scheme: Scheme, examples: int, participations: int, replayed: int = 0) -> dict[str, Event]:
+    """What each part of a run takes at most of a user, as events with noise 1.
+
+    ``replayed``: further examples of the parts that train what is private.
+    """
     found = {}
     for phase in scheme.phases:
         rounds = min(participations, scenario.rounds - scenario.private_from) if _waits(phase, scheme) else participations
         if rounds > 0:
             how = local(scenario, phase.name)
-            found[label(phase)] = _largest(phase, how, examples, how.epochs * rounds)
+            along = replayed if "private" in phase.moves else 0
+            found[label(phase)] = _largest(phase, how, examples + along, how.epochs * rounds)
     if scenario.personalize and personal(scheme):
-        found[FINAL] = _largest(scheme.final, local(scenario, scheme.final.name), examples, scenario.personalize)
+        found[FINAL] = _largest(scheme.final, local(scenario, scheme.final.name), examples + replayed, scenario.personalize)
     return {name: cost for name, cost in found.items() if cost.steps}
 
 

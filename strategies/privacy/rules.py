@@ -9,7 +9,7 @@ from configs.errors import InputError
 from configs.scenario import Scenario
 from strategies import aggregators, schemes
 from strategies.base import Scheme, personal
-from strategies.privacy import accounting, budget, joint
+from strategies.privacy import accounting, budget, joint, lives
 
 
 def refuse(scenario: Scenario) -> None:
@@ -23,6 +23,7 @@ def refuse(scenario: Scenario) -> None:
 def problems(scenario: Scenario) -> Iterator[str]:
     """All that makes a scenario's guarantee void, a sentence each."""
     privacy, scheme = scenario.privacy, schemes.of(scenario)
+    yield from lives.problems(scenario)
     if privacy.promises:
         yield from _answers(scenario)
     if scheme.clusters > 1 and privacy.guarantee != "off":

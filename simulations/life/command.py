@@ -1,0 +1,93 @@
+"""``python -m simulations live``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from configs.errors import InputError
+from configs.scenario import Scenario, label, load
+from simulations import folders, usage
+
+SCENARIO = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file, with life.periods.", metavar="[SCENARIO]")]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(help="Settings, e.g. life.keep=ewc rounds=5", metavar="[KEY=VALUE]...")]
+
+
+def live(
+    scenario: SCENARIO = "life",
+    overrides: OVERRIDES = None,
+    out: Annotated[Path | None, typer.Option(help="The life's folder; by default lives/<name>-<hash>.")] = None,
+    keep: Annotated[str, typer.Option(help="Compare ways to keep what was learnt, between commas: a life for each.")] = "",
+    seeds: Annotated[int, typer.Option(help="With --keep: under so many seeds, from the scenario's own on.", min=1)] = 1,
+) -> None:
+    """Live a scenario's periods one after the other: each is a test, then training data, and what is private is kept.
+
+    A life that was stopped goes on where it was: give the same command again.
+    """
+    from simulations.life import study
+
+    named = "=" not in scenario or Path(scenario).exists()
+    chosen = load(scenario if named else "life", [*([] if named else [scenario]), *(overrides or [])])
+    usage.quiet()
+    if keep:
+        place = out or Path("lives") / f"study-{label(chosen)}"
+        lives = study.lives(chosen, [name.strip() for name in keep.split(",")], seeds, place)
+        for one, folder in lives:
+            refuse(one, folder)
+        found = [(one, _live(one, folder)) for one, folder in lives]
+        text = study.write(chosen, [record for _, record in found], place)
+        usage.console().print(text, markup=False, highlight=False)
+        return
+    folder = out or Path("lives") / label(chosen)
+    refuse(chosen, folder)
+    record = _live(chosen, folder)
+    usage.console().print(_table(record))
+    usage.console().print(
+        f"page: {folder / 'live.html'}\nfigures: {folder / 'live.json'}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def refuse(scenario: Scenario, folder: Path) -> None:
+    """Raise `InputError` for what cannot be lived, before a model is loaded or a file is written."""
+    from simulations.life.periods import of_period
+
+    if not scenario.life.periods:
+        raise InputError("life.periods is 0: a life needs two and more, such as life.periods=5")
+    if scenario.life.period:
+        raise InputError("life.period is for a run of one period; 'live' runs them all, so leave it out")
+    folders.refuse_folder(scenario, folder)
+    folders.refuse(of_period(scenario, 1), folder / "period-0001")
+
+
+def _live(scenario: Scenario, folder: Path) -> dict:
+    from server.report.promise import promise, spent
+    from server.rounds import last_round
+    from simulations.life import page, periods, record
+    from simulations.progress import watch
+    from strategies.files import write_text
+
+    life, total = scenario.life, scenario.life.periods * last_round(scenario)
+    if (folder / "live.json").exists():
+        return record.read(folder)
+    try:
+        with watch(usage.console(), f"{scenario.name}, {life.keep}", total, periods.done(scenario, folder)) as observe:
+            for _ in periods.live(scenario, folder, observe):
+                pass
+    except KeyboardInterrupt:
+        raise usage.Stopped("stopped; go on with the same command") from None
+    found = record.write(folder)
+    last = periods.of_period(scenario, life.periods)
+    said = promise(last, spent(last, periods.place(folder, life.periods)))
+    write_text(folder / "live.html", page.render(found, said))
+    return found
+
+
+def _table(found: dict) -> Table:
+    from simulations.life import page
+
+    shown = Table("", found["metric"], "worst tenth", "what it is", title=page.title(found), box=None)
+    for cells in page.lines(found):
+        shown.add_row(*map(Text, cells))
+    return shown
