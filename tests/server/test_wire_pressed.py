@@ -68,6 +68,9 @@ def test_pressed_releases_end_at_the_same_adapter_over_three_nodes_and_fused(wor
         said = [(m, r) for m, r in grid.sent if m.metadata.message_type == "train" and m.metadata.group_id == str(row["round"])]
         assert row["bytes_up"] == sum(wire.size(r.content) for _, r in said) > 0
         assert row["bytes_down"] == sum(wire.size(m.content) for m, _ in said) > 0
+    for ours, theirs in zip(here.rows, there.rows, strict=True) if "topk" not in kind else ():
+        envelopes = ours["users"] * (2 * len(there.shared) * 260 + 400)  # one process counts the numbers alone
+        assert 0 < theirs["bytes_up"] - ours["bytes_up"] < envelopes
 
 
 def test_what_was_not_pressed_is_sent_as_it_is(world: str, home: Path) -> None:
@@ -96,26 +99,13 @@ def test_what_a_round_cost_on_the_wire_is_counted_without_its_evaluation_which_i
     assert there.rows[1]["bytes_up"] < there.rows[0]["bytes_up"] / 4  # the last, private round sends no update
 
 
-def test_in_one_process_the_same_tensors_are_counted_without_their_envelopes(world: str, home: Path, tmp_path: Path) -> None:
-    for number, kind in enumerate(("", f"wire.kind=int8 wire.nodes={NODES}")):
-        overrides = f"{world} {ALONE} aggregator=median {kind}"
-        here, node = fused(scenario_of(overrides), tmp_path / f"fused{number}")
-        tensors = len(node.split.shared_start())
-        node.close()
-        server_app.run(scenario_of(overrides), LocalGrid(overrides), home / "runs" / f"x{number}")
-        there = checkpoint.latest(home / "runs" / f"x{number}")
-        assert there is not None
-        for mine, theirs in zip(here.rows, there.rows, strict=True):
-            assert 0 < theirs["bytes_up"] - mine["bytes_up"] < 4 * (2 * tensors * 260 + 200)
-
-
 def test_under_u_the_numbers_are_left_out_before_the_clip_so_that_a_user_stays_within_the_bound(world: str) -> None:
-    overrides = f"{world} {ALONE} {KINDS['topk under U']}"
+    overrides = f"{world} {ALONE} {KINDS['topk under U']} privacy.user.clip=0.001"
     runtime = GridRuntime(LocalGrid(overrides, [{"partition-id": k, "num-partitions": 4} for k in range(4)]), "x")
     start = _start(overrides)
     for number in (1, 2):
-        for release in runtime.train(Task(number, start, participations=2, bound=0.05, cohort=4, everyone=4), runtime.users()):
-            assert 0 < norm(release.update) <= 0.05 and clip(release.update, 0.05)[0] is release.update
+        for release in runtime.train(Task(number, start, participations=2, bound=0.001, cohort=4, everyone=4), runtime.users()):
+            assert 0.00099 < norm(release.update) <= 0.001 and clip(release.update, 0.001)[0] is release.update
             assert sum(int(v.count_nonzero()) for v in release.update.values()) < 0.06 * sum(v.numel() for v in start.values()) + 20
 
 
