@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 from torch import Tensor
 
 from client.adapters.layout import PREFIX
@@ -103,6 +104,8 @@ def test_project_takes_old_directions_into_the_new_bases_and_leaves_what_lies_ou
     cut, kept = (mover(scenario(), old, new, "project", texts, rank=5, keep=k).move(state)[name] for k in (0, 1))
     assert torch.allclose(v @ v.T @ cut, cut, atol=1e-5) and torch.allclose(cut.norm(), (u.T @ b).norm(), atol=1e-4)
     assert torch.allclose(kept - cut, b - u @ u.T @ b, atol=1e-5)
+    nearest = torch.from_numpy(orthogonal_procrustes(v.numpy(), u.numpy())[0])  # of all frames of the new directions
+    assert torch.allclose(cut, v @ nearest @ u.T @ b, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
