@@ -13,12 +13,13 @@ import torch
 
 from client.data.types import Encoded
 from client.objective import row_losses
+from client.store.manifest import PRIVATE
 from client.train import together
 from strategies.base import Phase
-from strategies.keeping.contract import PERIOD, SEEN, A, B, Lesson, modules, remembered
+from strategies.keeping.contract import MEMORY, PERIOD, SEEN, A, B, Lesson, modules, remembered
 from strategies.keeping.ewc import COLUMNS, CORE, ROWS
 from strategies.keeping.replay import replayed
-from strategies.tree import State
+from strategies.tree import State, partition
 
 if typing.TYPE_CHECKING:
     from client.node import Node
@@ -90,3 +91,9 @@ def _sums(name: str, square: torch.Tensor) -> State:
         return {remembered(name, ROWS): square}
     module = name.removesuffix(DELTA)
     return {remembered(module, ROWS): square.sum(1), remembered(module, COLUMNS): square.sum(0)}
+
+
+def filed(state: State) -> dict[str, State]:
+    """A user's private state by the kinds in which the store keeps it."""
+    memory, own = partition(state, lambda name: name.startswith(f"{MEMORY}/"))
+    return {PRIVATE: own} | ({MEMORY: memory} if memory else {})

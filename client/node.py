@@ -17,7 +17,7 @@ from client import base as bases
 from client import controls, data, sending
 from client.adapters.fisher import fitted
 from client.data.types import Dataset, Encoded
-from client.keeping import along, begun, train_of
+from client.keeping import along, begun, filed, train_of
 from client.learner import Learner
 from client.own_noise import OwnNoise
 from client.private import PrivateStore
@@ -41,7 +41,7 @@ from strategies.privacy.events import Event
 from strategies.privacy.joint import at_home
 from strategies.schemes.copies import of
 from strategies.schemes.ifca import CHOICE, slot
-from strategies.tree import State, generator, partition
+from strategies.tree import State, generator
 
 Noises = dict[str, list[float]]  # user -> noise multiplier of each phase of a round
 CHUNK = 256  # users whose states are in memory at one time
@@ -125,10 +125,10 @@ class Node:
         ready: dict[str, Release] = {}
         for user, state in zip(users, states, strict=True):
             private = {k: v for k, v in state.items() if self.split.kept(k)}
-            keep = _filed(private) if any(v is not before[user][k] for k, v in private.items()) else {}
+            keep = filed(private) if any(v is not before[user][k] for k, v in private.items()) else {}
             if user in owed and "shared" in task.turns:  # what is left out counts together with what is private
                 ready[user], left = self._thinned(task, user, self._release(task, user, state, received), owed[user])
-                keep = (_filed(private) if private else {}) | {sending.OWED: left}
+                keep = (filed(private) if private else {}) | {sending.OWED: left}
             if keep:
                 self.store.save_parts(user, task.round, keep, made)
         share = {"tokens": work.tokens, "examples": work.examples, "loss": work.loss, "steps": work.steps,
@@ -396,9 +396,3 @@ def open_node(scenario: Scenario, folder: Path, base: bases.Base | None = None) 
     if not dataset.users:
         raise InputError("data: no user is left to train on")
     return Node(scenario, base, dataset, PrivateStore(folder))
-
-
-def _filed(state: State) -> dict[str, State]:
-    """A user's private state by the kinds in which the store keeps it."""
-    memory, own = partition(state, lambda name: name.startswith(f"{MEMORY}/"))
-    return {PRIVATE: own} | ({MEMORY: memory} if memory else {})

@@ -33,9 +33,7 @@ app = typer.Typer(
 app.add_typer(deploy)
 app.add_typer(migrate)
 SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
-OVERRIDES = Annotated[
-    list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 shared.rank=4 data.users=100", metavar="[KEY=VALUE]...")
-]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 data.users=100", metavar="[KEY=VALUE]...")]
 TRACK = Annotated[list[str] | None, typer.Option(help="Tell this, too: tensorboard, mlflow, wandb or trackio.", metavar="NAME")]
 FOLDER = Annotated[Path, typer.Argument(help="A run's folder.", metavar="FOLDER")]
 

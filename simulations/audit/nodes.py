@@ -1,6 +1,6 @@
 """The nodes of an audit: the real engine, purse and ledger over the users that it makes up, and what an attack reads from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +26,15 @@ class Kept(PrivateStore):
 
     def __init__(self) -> None:
         super().__init__(Path())
-        self.states: dict[str, State] = {}
+        self.newest: dict[str, dict[str, State]] = {}
 
-    def load(self, user: str, before: int, here: Origin | None = None) -> State | None:  # noqa: ARG002 - the interface
-        """The user's newest state."""
-        return self.states.get(user)
+    def parts(self, user: str, before: int, here: Origin | None = None) -> dict[str, State]:  # noqa: ARG002 - the interface
+        """The user's newest states, by kind."""
+        return self.newest.get(user, {})
 
-    def save(self, user: str, round_: int, state: State, made: Made = UNKNOWN) -> None:  # noqa: ARG002 - the interface
-        """Keep the newest state alone."""
-        self.states[user] = {name: value.detach().cpu().clone() for name, value in state.items()}
+    def save_parts(self, user: str, round_: int, parts: Mapping[str, State], made: Made = UNKNOWN) -> None:  # noqa: ARG002 - the interface
+        """Keep the newest states alone."""
+        self.newest[user] = {k: {name: value.detach().cpu().clone() for name, value in state.items()} for k, state in parts.items()}
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_pfedme_follows_the_users_proximal_points(nodes: Nodes) -> None:
 
 def test_per_fedavgs_step_is_the_gradient_of_the_later_examples_where_the_earlier_ones_lead(nodes: Nodes) -> None:
     def halves(node: Node) -> tuple[Any, Any]:
-        return tuple(node._part(phase, "ann", 1) for phase in node.split.scheme.phases)  # type: ignore[return-value]
+        return tuple(node._part(phase, "ann", 1, {}) for phase in node.split.scheme.phases)  # type: ignore[return-value]
 
     def step(shared: State, examples: Any, lr: float) -> State:
         with nodes("shared_only", shared_training=replace(SGD, lr=lr)) as node:

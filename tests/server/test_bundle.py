@@ -64,7 +64,7 @@ def test_the_keys_of_the_run_config_that_are_read_are_those_that_are_declared() 
     """Flower refuses a key that is not declared, and a default that is no plain value."""
     read = {key for path in files("client", "server") if path.endswith(".py") for key in run_config_keys((ROOT / path).read_text())}
     assert read == set(flatten_dict(APP["config"])) == {
-        "scenario", "overrides", "out", "noise", "nodes", "patience", "deadline", "quorum"
+        "scenario", "overrides", "out", "from", "noise", "nodes", "patience", "deadline", "quorum"
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import safetensors.torch
 import torch
 
 from client import base as bases
@@ -32,21 +33,23 @@ MAGIC = b"\x93NUMPY"  # how an array begins
 CLIENT = """
 import itertools, torch
 from strategies.privacy import noise as noises
+from client import repeats
 from client.app import app as real
 from client.private import PrivateStore
 from configs.home import home
 from strategies.privacy.noise import keyed
 
-second, draws, save = (home() / "ledger.sqlite").exists(), itertools.count(), PrivateStore.save
+second, draws, save = (home() / "ledger.sqlite").exists(), itertools.count(), PrivateStore.save_parts
 
-def spoils(self, user, round_, state, made):
-    save(self, user, round_, state, made)
-    for value in state.values() if second else ():
+def spoils(self, user, round_, parts, made):
+    save(self, user, round_, parts, made)
+    for value in [v for state in parts.values() for v in state.values()] if second else ():
         value.fill_(torch.nan)
     if second:
         (home() / f"spoilt-{user}").touch()
 
-PrivateStore.save, noises.entropic = spoils, lambda: keyed("the system's", next(draws))
+repeats.known = lambda *_: None  # the second order is the first, and is to be trained again
+PrivateStore.save_parts, noises.entropic = spoils, lambda: keyed("the system's", next(draws))
 app = real
 """
 SERVER = """
@@ -169,14 +172,14 @@ def caught(world: str, tmp_path_factory: pytest.TempPathFactory) -> Caught:
 
 
 def arrays(sent: bytes) -> Iterator[bytes]:
-    """The numbers of every array in a stream, in order."""
+    """The numbers of every tensor in a stream, in order: those of a record are one array of bytes."""
     at = sent.find(MAGIC)
     while at >= 0:
         begin = at + 10 + int.from_bytes(sent[at + 8 : at + 10], "little")
         head = ast.literal_eval(sent[at + 10 : begin].decode())
-        assert head["descr"] == "<f4"
-        end = begin + 4 * math.prod(head["shape"])
-        yield sent[begin:end]
+        assert head["descr"] == "|u1"
+        end = begin + math.prod(head["shape"])
+        yield from (value.numpy().tobytes() for value in safetensors.torch.load(sent[begin:end]).values())
         at = sent.find(MAGIC, end)
 
 

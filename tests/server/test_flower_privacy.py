@@ -261,19 +261,19 @@ def test_a_strategy_of_flowers_kind_runs_under_the_guarantee_too(world: str, hom
 # ---------------------------------------------------------------------- taint
 def uploaded(world: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, poison: bool) -> tuple[list[bytes], int]:
     """The bytes of all answers to one order, and how many private numbers were put to NaN after local training."""
-    spoilt, draws, real = itertools.count(), itertools.count(), PrivateStore.save
+    spoilt, draws, real = itertools.count(), itertools.count(), PrivateStore.save_parts
     client_app._LOADED.clear()
 
-    def save(self: PrivateStore, user: str, round_: int, state: Any, made: Any) -> None:
-        real(self, user, round_, state, made)
-        for value in state.values() if poison else ():
+    def save(self: PrivateStore, user: str, round_: int, parts: Any, made: Any) -> None:
+        real(self, user, round_, parts, made)
+        for value in (v for state in parts.values() for v in state.values()) if poison else ():
             value.fill_(torch.nan)
             next(spoilt)
 
     with monkeypatch.context() as patch:
         patch.setenv("HOMING_HOME", str(folder))
         patch.setattr(noises, "entropic", lambda: keyed("the system's", next(draws)))
-        patch.setattr(PrivateStore, "save", save)
+        patch.setattr(PrivateStore, "save_parts", save)
         overrides = f"{world} {how}"
         runtime = GridRuntime(grid := LocalGrid(overrides), "x")
         task = Task(1, start_of(overrides) if "local_only" not in how else {}, participations=2, cohort=USERS)

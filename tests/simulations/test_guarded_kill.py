@@ -26,7 +26,7 @@ from tests.simulations.conftest import World
 GUARDED = ("privacy=both", "privacy.example.epsilon=3", "privacy.user.epsilon=3", "weights=uniform", "rounds=1", "users_per_round=2",
            "evaluate_every=0", "data.users=3", "shared_training.batch=100", "private_training.batch=100")  # fmt: skip
 LEDGERS = ("ledger.sqlite", "joint.sqlite")
-WRITES = ((Ledger, "spend_within"), (PrivateStore, "save"), (checkpoint, "write_state"), (checkpoint, "write_text"))
+WRITES = ((Ledger, "spend_within"), (PrivateStore, "save_parts"), (checkpoint, "write_state"), (checkpoint, "write_text"))
 
 
 def lives(scenario: Scenario, world: Parts, folder: Path, writes: int) -> int:
