@@ -116,7 +116,8 @@ def account(fed: Federation, scenario: Scenario, place: Path) -> dict[str, Any]:
     least = sum(row["releases"] for row in rows)
     return {
         "rounds_finished": len(rows),
-        "users_lost": rows[0]["users"] - len(kept) + len(damaged),
+        "users": rows[-1]["users"],  # of nodes that had come by then
+        "users_lost": rows[-1]["users"] - len(kept) + len(damaged),
         "ledger_ok": scenario.privacy.of_examples and sum(booked.values()) >= least,
         "dropped": sum(sum(row["dropped"].values()) for row in rows),
         "releases": [row["releases"] for row in rows],
