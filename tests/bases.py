@@ -44,10 +44,10 @@ def moved(heads: bool = True, stream: bool = False) -> Base:
     base = llama()
     draw = torch.Generator().manual_seed(2)
     for layer in base.layers:
-        attention, inside = layer.self_attn, layer.mlp  # type: ignore[union-attr]
+        attention, inside = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         if heads:
-            _permute(attention.q_proj, 0, _parts([2, 3, 0, 1], 8))
-            _permute(attention.o_proj, 1, _parts([2, 3, 0, 1], 8))
+            _permute(attention.get_submodule("q_proj"), 0, _parts([2, 3, 0, 1], 8))
+            _permute(attention.get_submodule("o_proj"), 1, _parts([2, 3, 0, 1], 8))
             for name in ("k_proj", "v_proj"):
                 _permute(getattr(attention, name), 0, _parts([1, 0], 8))
             inner = torch.randperm(48, generator=draw)
