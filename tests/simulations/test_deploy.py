@@ -245,6 +245,14 @@ def test_what_a_killed_process_has_left_is_gone_before_that_is_started_again_whe
             time.sleep(0.02)
         return psutil.Process(int(lines[nth]))
 
+    def gone(process: psutil.Process, patience: float = 30.0) -> bool:
+        until = time.monotonic() + patience
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
     with Keeper([Command("x", [sys.executable, "-c", code], whole=whole)], tmp_path, lambda: now[0]) as kept:
         left = child(0)
         kept.running["x"].kill()
@@ -253,10 +261,10 @@ def test_what_a_killed_process_has_left_is_gone_before_that_is_started_again_whe
         now[0] += 1
         kept.look()
         later = child(1)
-        assert (left.is_running() and left.status() != psutil.STATUS_ZOMBIE) != whole
+        assert gone(left, 30.0 if whole else 0.5) == whole
     for process in (left, later):
-        assert not whole or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-        if process.is_running():
+        assert not whole or gone(process)
+        if not gone(process, 0.0):
             process.kill()
 
 
