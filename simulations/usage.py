@@ -1,8 +1,9 @@
 """How the command line is to be used: examples for its help, and a sentence for what cannot be understood."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from click.exceptions import ClickException, NoSuchOption
 from rich.console import Console
 from typer.core import TyperGroup
@@ -15,6 +16,8 @@ from simulations.folders import is_run
 WIDE = 1000  # columns where nobody looks: a table that goes to a file is not cut
 PROGRAM = "python -m simulations"
 DEFAULT = "demo"  # what is run where no scenario is named: it trains under a guarantee
+SCENARIO = Annotated[str, typer.Argument(help="A name in configs/, a YAML file, or a run's folder.", metavar="[SCENARIO]")]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(help="Settings, e.g. rounds=5 data.users=100", metavar="[KEY=VALUE]...")]
 
 
 class Stopped(Exception):  # noqa: N818 - a person wanted it
@@ -41,11 +44,22 @@ def console() -> Console:
     return found
 
 
+def say(text: str) -> None:
+    """Print as it is: no markup, no colours, no line breaks of our own."""
+    console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
 def quiet() -> None:
     """No bars of transformers' own beside ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def or_default(scenario: str, overrides: list[str] | None, default: str) -> tuple[str, list[str]]:
+    """The scenario and its settings, where the first word may be a setting already."""
+    named = "=" not in scenario or Path(scenario).exists()
+    return (scenario, overrides or []) if named else (default, [scenario, *(overrides or [])])
 
 
 def meant(word: str, commands: list[str]) -> list[str]:

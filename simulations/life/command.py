@@ -11,13 +11,12 @@ from configs.errors import InputError
 from configs.scenario import Scenario, label, load
 from simulations import folders, usage
 
-SCENARIO = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file, with life.periods.", metavar="[SCENARIO]")]
-OVERRIDES = Annotated[list[str] | None, typer.Argument(help="Settings, e.g. life.keep=ewc rounds=5", metavar="[KEY=VALUE]...")]
+LIFE = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file, with life.periods.", metavar="[SCENARIO]")]
 
 
 def live(
-    scenario: SCENARIO = "life",
-    overrides: OVERRIDES = None,
+    scenario: LIFE = "life",
+    overrides: usage.OVERRIDES = None,
     out: Annotated[Path | None, typer.Option(help="The life's folder; by default lives/<name>-<hash>.")] = None,
     keep: Annotated[str, typer.Option(help="Compare ways to keep what was learnt, between commas: a life for each.")] = "",
     seeds: Annotated[int, typer.Option(help="With --keep: under so many seeds, from the scenario's own on.", min=1)] = 1,
@@ -28,8 +27,7 @@ def live(
     """
     from simulations.life import study
 
-    named = "=" not in scenario or Path(scenario).exists()
-    chosen = load(scenario if named else "life", [*([] if named else [scenario]), *(overrides or [])])
+    chosen = load(*usage.or_default(scenario, overrides, "life"))
     usage.quiet()
     if keep:
         place = out or Path("lives") / f"study-{label(chosen)}"

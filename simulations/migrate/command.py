@@ -42,11 +42,11 @@ def migrate(
 
     usage.quiet()
     asked = plan.plan(run, to, how, option or [], overrides or [], out, key)
-    found = suite.migrate(asked, _say)
-    _say(report.words(found))
+    found = suite.migrate(asked, usage.say)
+    usage.say(report.words(found))
     if found["users"]:
         usage.console().print(report.table(found))
-    _say(f"run: {asked.out}\nfigures: {asked.out / report.FILE}")
+    usage.say(f"run: {asked.out}\nfigures: {asked.out / report.FILE}")
 
 
 @app.command(epilog=usage.examples("drift bases/newer", "drift bases/rounded --precision float8", "drift bases/shallower --drop 2"))
@@ -70,8 +70,4 @@ def drift(
     usage.quiet()
     chosen = steps if steps >= 0 else 0 if drop or precision else drifts.STEPS
     for line in drifts.drift(model, out, drifts.Change(chosen, layers, lr, text, drop, precision, seed)):
-        _say(line)
-
-
-def _say(text: str) -> None:
-    usage.console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        usage.say(line)
