@@ -130,7 +130,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _releases(node: Node, order: wire.Order, door: Door, load: float) -> Iterable[Release]:
     """What an order to train is answered with."""
-    releases = door.bare(_timed(_trained(node, order), load))
+    asked = order if "scores" in door.lets else replace(order, task=replace(order.task, rows=()))
+    releases = door.bare(_timed(sending.scored(node, asked.task, order.users, _trained(node, order)), load))
     return releases if node.alone else sending.summed(node.scenario, order.task, releases, order.users)
 
 

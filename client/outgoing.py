@@ -7,7 +7,7 @@
 | how many users are within an adaptive bound | yes | yes, where there is one: the server noises it |
 | ``counters``: tokens, examples, loss, steps, seconds, load | yes | where ``privacy.waive`` has them |
 | under ``privacy.secure``: messages of masks, instead of the three above | yes | yes: the sum that they give is noised |
-| ``scores``: the rows of an evaluation | yes | where ``privacy.waive`` has them |
+| ``scores``: the rows of an evaluation, or sums over users of what rides with a training | yes | where ``privacy.waive`` has them |
 | what went wrong | yes | no, as a sentence may quote data: it stands in the node's own log |
 
 Guarantee E does not hide how many examples there are. That an answer comes, and when, tells something that no guarantee here covers.
@@ -25,6 +25,7 @@ from client import secure_wire, wire
 from client.wire import WireError
 from configs.errors import InputError
 from configs.scenario import Scenario
+from strategies import riding
 from strategies.base import Release
 from strategies.lora import fits
 from strategies.privacy.joint import needed
@@ -49,7 +50,8 @@ class Door:
 
     def sums(self) -> tuple[str, ...]:
         """The numbers that go along with a release."""
-        return (wire.METRICS if "counters" in self.lets else ()) + ((BIT,) if self.bit else ())
+        counters, scores = wire.METRICS if "counters" in self.lets else (), riding.SUMS if "scores" in self.lets else ()
+        return counters + scores + ((BIT,) if self.bit else ())
 
     def bare(self, releases: Iterable[Release]) -> Iterator[Release]:
         """The releases, without the numbers that stay here."""
@@ -119,7 +121,7 @@ def _kept(_door: Door, content: RecordDict, _shared: State) -> RecordDict:
 def _releases(door: Door, content: RecordDict, shared: State) -> RecordDict:
     found = wire.decode_releases(content, shared)
     if any(r.metrics.keys() - set(door.sums()) for r in found):
-        raise WireError("counters stay here: privacy.waive does not name them")
+        raise WireError("counters and scores stay here that privacy.waive does not name")
     for name, value in ((n, v) for r in found for n, v in r.update.items()):
         if name not in shared or not fits(name, value, shared[name], narrow=True):
             raise WireError(f"'{name}' is not of the shared adapter's names and shapes, and stays here")

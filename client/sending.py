@@ -1,17 +1,24 @@
 """What becomes of users' releases between their training and a message: `strategies.compressors`, and one sum where that will do."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from client.own_noise import OwnNoise, clipped
 from client.private import PrivateStore
 from client.store.manifest import Origin
 from configs.scenario import Scenario
-from strategies import compressors
+from strategies import compressors, riding
 from strategies.admission import refusal
 from strategies.base import Release, Task
 from strategies.sums import total
 from strategies.tree import State, generator
+
+if typing.TYPE_CHECKING:
+    from client.node import Node
 
 OWED = "owed"  # the kind of a user's state in the store that holds what was left out of releases
 
@@ -42,6 +49,18 @@ def bounded(scenario: Scenario, own: OwnNoise | None, task: Task, release: Relea
         return release
     release = replace(release, metrics=metrics)
     return clipped(release, task) if scenario.privacy.of_users and not own else release
+
+
+def scored(node: Node, task: Task, users: Sequence[str], releases: Iterable[Release]) -> Iterator[Release]:
+    """The releases of these users, of which the first carries sums of their scores before the training, where the task asks for any."""
+    sums: dict[str, float] = {}
+    if task.rows:
+        seen = copy.copy(node)
+        seen.dataset = replace(node.dataset, users={user: node.dataset.users[user] for user in users}, unseen={})
+        sums = riding.sums(seen.evaluate(task, "validation", task.rows))
+    for release in releases:
+        yield replace(release, metrics={**release.metrics, **sums}) if sums else release
+        sums = {}
 
 
 def pressed(scenario: Scenario, task: Task, release: Release, sender: str) -> Release:

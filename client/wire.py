@@ -3,7 +3,7 @@
 =============  ==============  =============================================================================
 record         direction       holds
 =============  ==============  =============================================================================
-``order``      to the node     round, turns, epochs, participations, bound, cohort, everyone, run, users; part, controls to evaluate
+``order``      to the node     round, turns, epochs, participations, bound, cohort, everyone, run, users; rows, part, controls to score
 ``shared``     to the node     the shared adapter, in the forms of `strategies.packing`
 ``beside``     to the node     what these forms need besides, where any does
 ``kept``       to the server   the users that a node keeps, of how many nodes it is one, if it is only played, what it lets out
@@ -31,18 +31,18 @@ from safetensors import SafetensorError
 
 from client import arrays
 from configs.scenario import Scenario, load
-from strategies import packing
+from strategies import packing, riding
 from strategies.base import Release, Task
 from strategies.packing import Packed
 from strategies.privacy.user_level import BIT
 from strategies.tree import State
 
 METRICS = ("tokens", "examples", "loss", "steps", "seconds", "load")  # sums over users; seconds of training, and before it
-SUMS = (*METRICS, BIT)  # and the users within an adaptive bound; no other number of a release leaves a node
+SUMS = (*METRICS, *riding.SUMS, BIT)  # and scores, and the users within an adaptive bound; no other number of a release leaves a node
 WHO = {"user": str, "seen": bool, "train": int, "test": int}  # of a row
 KEPT = {"users": list[str], "partitions": int, "simulated": bool, "lets": list[str]}
 ORDER = {"round": int, "turns": list[str], "epochs": int, "participations": int, "bound": float, "cohort": int, "everyone": int,
-         "run": str, "origin": list[str], "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
+         "rows": list[str], "run": str, "origin": list[str], "users": list[str], "part": str, "controls": list[str]}  # fmt: skip
 TENSORS = "tensors"  # the one array of a record of tensors
 
 
@@ -99,6 +99,7 @@ def encode_order(order: Order, shared: RecordDict) -> RecordDict:
         "bound": float(task.bound),
         "cohort": task.cohort,
         "everyone": task.everyone,
+        "rows": list(task.rows),
         "run": order.run,
         "users": list(order.users),
         "part": order.part,
@@ -115,7 +116,7 @@ def decode_order(content: RecordDict) -> Order:
     epochs = None if said["epochs"] < 0 else said["epochs"]
     shared = _state(content, "shared", "beside", {})
     task = Task(said["round"], shared, tuple(said["turns"]), epochs, said["participations"], said["bound"],
-                said["cohort"], said["everyone"])  # fmt: skip
+                said["cohort"], said["everyone"], tuple(said["rows"]))  # fmt: skip
     return Order(task, said["run"], tuple(said["users"]), said["part"], tuple(said["controls"]), tuple(said["origin"]))
 
 

@@ -275,6 +275,7 @@ class Scenario:
     weights: Literal["examples", "uniform"] = "examples"  # of users in the aggregate
     max_release_norm: float = 1e4  # a release above this L2 norm is dropped and counted; under privacy.secure it is scaled down to it
     evaluate_every: int = 1  # rounds between evaluations on the validation split, and after the last; 0: none
+    evaluate_along: bool = False  # score with the next round's training and not in an exchange of its own: whoever is asked, before it
     controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
     model: Model = field(default_factory=Model)
     shared: Adapter = field(default_factory=Adapter)
@@ -347,7 +348,7 @@ def to_yaml(scenario: Scenario) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain(scenario, Scenario)))
 
 
-LATE = ("scheme_options", "shared_ranks", "root_users")  # what came later, and says nothing, changes no digits
+LATE = ("scheme_options", "shared_ranks", "root_users", "evaluate_along")  # what came later, and says nothing, changes no digits
 
 
 def scenario_hash(scenario: Scenario) -> str:

@@ -182,6 +182,7 @@ def _start(scenario: Scenario, folder: Path) -> tuple[State, tuple[str, ...]]:
 
 
 def _observe(row: dict[str, Any]) -> None:
-    scores = "".join(f", {name} {found['nll']:.4f}" for name, found in row.get("validation", {}).items() if "nll" in found)
+    known = row.get("validation") or row.get("validation_before") or {}
+    scores = "".join(f", {name} {found['nll']:.4f}" for name, found in known.items() if "nll" in found)
     loss = "" if row["train_loss"] is None else f", loss {row['train_loss']:.4f}"
     log.info("round %d: %d of %d users%s%s", row["round"], row["releases"], row["users"], loss, scores)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -14,6 +14,7 @@ from configs.scenario import Scenario
 from server import aggregation, rounds
 from server.admission import admitted
 from server.grid import GridRuntime, among, orders, questions, releases, rows
+from strategies import riding
 from strategies.base import Release, Task
 from strategies.privacy import rules
 from strategies.privacy.joint import needed
@@ -79,13 +80,14 @@ class HomingStrategy(Strategy):
         said = {"users": sums["users"], "dropped": dropped.total(), "update_norm": norm(subtract(shared, self.shared))}
         if sums["examples"]:
             said["train_loss"] = sums["loss"] / sums["examples"]
+        said |= _flat(riding.means(sums), "before.")
         return wire.encode_state(shared), MetricRecord({name: float(value) for name, value in said.items()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Ask for the validation split in the rounds in which the scenario evaluates."""
         if config:
             raise InputError("evaluate_config has no part in a run of Homing: say it in the scenario")
-        runtime, wanted = self._runtime(grid), rounds.followed(self.scenario, server_round)
+        runtime, wanted = self._runtime(grid), rounds.apart(self.scenario, server_round)
         if not wanted or "scores" not in runtime.lets():
             return []
         after = Task(server_round + 1, dict(arrays.to_torch_state_dict()))
@@ -98,7 +100,7 @@ class HomingStrategy(Strategy):
         if not found:
             return None
         means = rounds.averages(rows(self.runtime.homes(), found, self.runtime.failed))
-        return MetricRecord({f"{row}.{metric}": value for row, columns in means.items() for metric, value in columns.items()})
+        return MetricRecord(_flat(means))  # type: ignore[arg-type]
 
     def summary(self) -> None:
         """Log what is run."""
@@ -109,3 +111,7 @@ class HomingStrategy(Strategy):
             self.runtime = GridRuntime(grid, str(grid.run.run_id), self.nodes)
             self.users = list(self.runtime.users())
         return self.runtime
+
+
+def _flat(means: Mapping[str, Mapping[str, float]], start: str = "") -> dict[str, float]:
+    return {f"{start}{row}.{metric}": value for row, columns in means.items() for metric, value in columns.items()}

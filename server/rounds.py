@@ -19,7 +19,7 @@ from server.checkpoint import Checkpoint
 from server.joint import Joint
 from server.sampling import invited, participations, sample
 from server.span import before, last_round
-from strategies import schemes
+from strategies import riding, schemes
 from strategies.base import Aggregator, Metered, Release, Runtime, Task, Traffic
 from strategies.compressors import down
 from strategies.privacy.joint import bound, needed
@@ -28,7 +28,6 @@ from strategies.tree import State, nbytes, norm, subtract
 
 Observer = Callable[[dict[str, Any]], None]
 SLACK = 1 + 1e-4  # a sum of clipped releases in float32 may be so much longer than in exact numbers
-VALIDATED = ("shared", "shared_private", "local_only")  # rows that are followed from round to round
 
 
 def run(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, shared: State, folder: Path,
@@ -72,12 +71,12 @@ def plan(scenario: Scenario, shared: State, number: int, users: int) -> Task:
     """What a round asks of its users, of so many in the run."""
     turn = number - before(scenario)
     most, cohort = participations(scenario, users), min(scenario.users_per_round or users, users)
-    shared = down(shared, scenario.wire)
+    shared, rows = down(shared, scenario.wire), along(scenario, number)
     if turn > scenario.rounds:
-        return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort, everyone=users)
+        return Task(number, shared, ("final",), scenario.personalize, most, cohort=cohort, everyone=users, rows=rows)
     both = "shared" in schemes.of(scenario).blocks and turn <= scenario.private_from
     turns = ("shared",) if both else ("shared", "private")
-    return Task(number, shared, turns, participations=most, cohort=cohort, everyone=users)
+    return Task(number, shared, turns, participations=most, cohort=cohort, everyone=users, rows=rows)
 
 
 def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
@@ -88,7 +87,18 @@ def followed(scenario: Scenario, number: int) -> tuple[str, ...]:
     every, alone = scenario.evaluate_every, not schemes.of(scenario).final.fresh
     turn = number - before(scenario)
     due = every and (turn % every == 0 or turn == last_round(scenario))
-    return tuple(row for row in VALIDATED if alone or row != "shared") if due else ()
+    return tuple(row for row in riding.ROWS if alone or row != "shared") if due else ()
+
+
+def apart(scenario: Scenario, number: int) -> tuple[str, ...]:
+    """The rows that are followed after a round in an exchange of its own."""
+    last = number - before(scenario) == last_round(scenario)
+    return followed(scenario, number) if last or not scenario.evaluate_along else ()
+
+
+def along(scenario: Scenario, number: int) -> tuple[str, ...]:
+    """The rows that ride with a round's training: those that are followed after the round before, of users asked in this one."""
+    return followed(scenario, number - 1) if scenario.evaluate_along and number - before(scenario) > 1 else ()
 
 
 def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: Checkpoint, task: Task,
@@ -111,7 +121,9 @@ def _round(scenario: Scenario, runtime: Runtime, aggregator: Aggregator, state: 
     }
     if tally.metrics["load"]:  # nodes are other processes, and say so
         row["node_seconds"] = {"loading": tally.metrics["load"], "training": tally.metrics["seconds"]}
-    if wanted := followed(scenario, task.round):
+    if before_it := riding.means(tally.metrics):
+        row["validation_before"] = before_it
+    if wanted := apart(scenario, task.round):
         row["validation"] = averages(runtime.evaluate(Task(task.round + 1, shared), "validation", wanted))
         clock.lap("evaluate")
         if scored := tally.bytes().scored:
@@ -135,7 +147,8 @@ def admission_of(scenario: Scenario, runtime: Runtime, task: Task, users: list[s
         return admitted(runtime.train(task, users), shared, limit, tally.dropped, uniform, narrow)
 
     if scenario.root_users:
-        yield from (replace(r, root=True) for r in total(let_in(replace(task, participations=scenario.rounds), scenario.root_users)))
+        own = replace(task, participations=scenario.rounds, rows=())
+        yield from (replace(r, root=True) for r in total(let_in(own, scenario.root_users)))
         tally.begin()
     for release in let_in(task, users):
         tally.add(release)

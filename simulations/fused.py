@@ -30,13 +30,16 @@ class FusedRuntime:
         """Train them in fused passes; one release of each user, or of each node that is played and may send one sum."""
         played = dealt(self.users(), users, self.nodes) if self.nodes else {}
         self.traffic.down += packing.pack(task.shared).nbytes() * (len(played) or len(users))
-        for release in self.node.train(task, users) if self.node.alone else self._sums(task, played):
+        for release in self._scored(task, users) if self.node.alone else self._sums(task, played):
             self.traffic.up += packing.pack(release.update, task.shared).nbytes()
             yield release
 
     def _sums(self, task: Task, played: dict[str, list[str]]) -> Iterator[Release]:
         for kept in played.values():
-            yield from sending.summed(self.node.scenario, task, self.node.train(task, kept), kept)
+            yield from sending.summed(self.node.scenario, task, self._scored(task, kept), kept)
+
+    def _scored(self, task: Task, users: Sequence[str]) -> Iterator[Release]:
+        return sending.scored(self.node, task, users, self.node.train(task, users))
 
     def evaluate(self, task: Task, part: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of all users; in a simulation the researcher sees them."""

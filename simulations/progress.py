@@ -25,7 +25,7 @@ def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[O
 
         def tell(row: dict[str, Any]) -> None:
             label = whose(row)
-            if row["round"] % step == 0 or row["round"] == rounds or row.get("validation") or row["dropped"]:
+            if row["round"] % step == 0 or row["round"] == rounds or _scored(row) or row["dropped"]:
                 _print(console, f"{label} {line(row)}")
 
         yield tell
@@ -40,7 +40,7 @@ def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[O
             bar.update(task, description=label, now=speed(row))
             if label == name:
                 bar.update(task, completed=row["round"])
-            if row.get("validation"):
+            if _scored(row):
                 _print(bar.console, line(row))
 
         yield observe
@@ -49,10 +49,17 @@ def watch(console: Console, name: str, rounds: int, done: int = 0) -> Iterator[O
 def line(row: dict[str, Any]) -> str:
     """A round in one line: loss in training, nll on the validation split, speed."""
     said = f"round {row['round']}: loss {'unknown' if row['train_loss'] is None else format(row['train_loss'], '.4f')}"
-    scores = [f"{words(control)} {found['nll']:.4f}" for control, found in row.get("validation", {}).items() if "nll" in found]
-    said += f", validation nll {', '.join(scores)}" if scores else ""
+    for when, rows in _scored(row):
+        scores = [f"{words(control)} {found['nll']:.4f}" for control, found in rows.items() if "nll" in found]
+        said += f", validation nll{when} {', '.join(scores)}" if scores else ""
     dropped = sum(row["dropped"].values())
     return f"{said}; {speed(row)}" + (f"; {dropped} releases dropped" if dropped else "")
+
+
+def _scored(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A round's scores, those before it first."""
+    both = ((" before it", row.get("validation_before")), ("", row.get("validation")))
+    return [(when, rows) for when, rows in both if rows]
 
 
 def speed(row: dict[str, Any]) -> str:

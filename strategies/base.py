@@ -22,6 +22,7 @@ class Task:
     bound: float = 0.0  # L2, of each user's whole release under guarantee U; 0: none
     cohort: int = 0  # how many users are asked in this round
     everyone: int = 0  # and of how many they are; 0: not said
+    rows: tuple[str, ...] = ()  # to be scored on the validation split before the training: strategies/riding.py
 
 
 @dataclass(frozen=True)

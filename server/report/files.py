@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def read(directory: str | Path) -> Run:
     directory = Path(directory)
     scenario = read_scenario(directory)
     return Run(directory, scenario, read_rounds(directory), read_users(directory), _read_timing(directory))
+
+
+def validations(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, dict[str, float]]]]:
+    """The validation scores of rounds that have any, each with the round after which they were so."""
+    found: list[tuple[int, dict[str, dict[str, float]]]] = []
+    for row in rows:
+        if before := row.get("validation_before"):
+            found.append((row["round"] - 1, before))
+        if after := row.get("validation"):
+            found.append((row["round"], after))
+    return found
 
 
 def read_scenario(directory: str | Path) -> Scenario:

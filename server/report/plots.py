@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from server.report import controls
-from server.report.files import Run, Users
+from server.report.files import Run, Users, validations
 from server.report.summary import MAIN, paired
 from strategies import metrics
 
@@ -40,16 +40,16 @@ def saved(users: Users) -> tuple[np.ndarray, np.ndarray]:
 
 def learning_curve(run: Run) -> go.Figure | None:
     """Validation nll by round, and AUC beside it where there is one; None without any evaluation."""
-    points = [row for row in run.rounds if row.get("validation")]
+    points = validations(run.rounds)
     if not points:
         return None
-    names = controls.ordered(name for row in points for name in row["validation"])
-    ranked = any("auc" in values for row in points for values in row["validation"].values())
+    names = controls.ordered(name for _, scores in points for name in scores)
+    ranked = any("auc" in values for _, scores in points for values in scores.values())
     shown = [("nll", f"nll, {unit(run.users)}")] + ([("auc", "AUC")] if ranked else [])
     figure = make_subplots(rows=1, cols=len(shown), horizontal_spacing=0.09)
     for column, (metric, title) in enumerate(shown, 1):
         for name in names:
-            curve = [(row["round"], row["validation"].get(name, {}).get(metric)) for row in points]
+            curve = [(at, scores.get(name, {}).get(metric)) for at, scores in points]
             curve = [(at, value) for at, value in curve if value is not None]
             if curve:
                 figure.add_trace(_curve(name, curve, legend=column == 1), row=1, col=column)

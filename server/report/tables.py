@@ -12,7 +12,7 @@ from rich.text import Text
 
 from configs.errors import InputError
 from server.report import controls
-from server.report.files import Run, read, read_rounds, read_users
+from server.report.files import Run, read, read_rounds, read_users, validations
 from server.report.plots import unit
 from server.report.summary import MAIN, plain, summary_of
 from strategies import metrics
@@ -38,13 +38,14 @@ def controls_table(summary: dict[str, Any]) -> Table:
 def rounds_table(directory: str | Path) -> Table:
     """One line per round: users, releases dropped, loss, validation nll per row, kB per user, seconds."""
     rounds = read_rounds(directory)
-    rows = controls.ordered(name for row in rounds for name in row.get("validation") or {})
+    scored = dict(validations(rounds))
+    rows = controls.ordered(name for scores in scored.values() for name in scores)
     table = _table(None, "round", justify="right")
     heads = [f"{controls.words(name)}, nll" for name in rows]
     for name in ("users", "dropped", "training loss", *heads, "kB up", "kB down", "seconds"):
         table.add_column(name, justify="right")
     for row in rounds:
-        validation, users = row.get("validation") or {}, max(1, row["users"])
+        validation, users = scored.get(row["round"], {}), max(1, row["users"])
         table.add_row(
             str(row["round"]),
             str(row["users"]),

@@ -161,6 +161,8 @@ def _secure(scenario: Scenario, scheme: Scheme) -> Iterator[str]:
             "weights must be 'uniform' under privacy.secure: the fixed point of a sum is sized to one bound for every user, and "
             "weighted by examples an update is as large as their number"
         )
+    if scenario.evaluate_along:
+        yield "evaluate_along must be false under privacy.secure: masks hide a round's counters, and scores with them"
     if privacy.of_users and privacy.user.mechanism != "gaussian":
         yield (
             f"privacy.user.mechanism={privacy.user.mechanism} is noise that the server or each user adds alone; under privacy.secure "

@@ -1,6 +1,7 @@
 """The same scenario over Flower's messages gives what it gives in one process without them."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from configs.errors import InputError
 from server import app as server_app
 from server import grid as server_grid
 from server.grid import GridRuntime, among, meet, releases
+from server.report.files import read_rounds, validations
 from strategies.base import Release, Task
 from tests.server.flower_world import KEPT, NODES, RUN, USERS, LocalGrid, distance, fused, private, scenario_of, shift
 
@@ -62,6 +64,30 @@ def test_three_nodes_of_flower_and_one_fused_pass_end_at_the_same_adapters(
             assert ours[name] == row[name], name
         assert row["train_loss"] == pytest.approx(ours["train_loss"], abs=1e-4)
         assert row.get("validation", {}).keys() == ours.get("validation", {}).keys()
+
+
+@pytest.mark.parametrize("aggregator", ["fedit", "median"])  # one sum of a node, and a release of each user
+def test_scores_ride_with_the_next_training_and_are_what_an_exchange_of_their_own_says(
+    world: str, home: Path, tmp_path: Path, aggregator: str
+) -> None:
+    usual = f"{world} aggregator={aggregator} evaluate_every=1"
+    said = {"apart": usual, "along": f"{usual} evaluate_along=true"}
+    rows, asked = {}, {}
+    for name, overrides in said.items():
+        server_app.run(scenario_of(overrides), grid := LocalGrid(overrides), home / "runs" / name)
+        rows[name] = read_rounds(home / "runs" / name)
+        asked[name] = {m.metadata.group_id for m, _ in grid.sent if m.metadata.message_type == "evaluate"}
+        shutil.rmtree(home / "nodes")
+    here, node = fused(scenario_of(said["along"]), tmp_path / "fused")
+    node.close()
+    assert asked == {"apart": {"2", "3", "4"}, "along": {"4"}}
+    for before, row, mine in zip(rows["apart"], rows["along"][1:], here.rows[1:], strict=False):
+        assert row["validation_before"].keys() == mine["validation_before"].keys() == {"shared", "shared_private"}
+        for name, want in before["validation"].items():
+            assert row["validation_before"][name] == pytest.approx(want, abs=1e-4)
+            assert mine["validation_before"][name] == pytest.approx(want, abs=1e-4)
+    assert ["validation_before" in row for row in rows["along"]] == [False, True, True]
+    assert [at for at, _ in validations(rows["along"])] == [1, 2, 3] == [at for at, _ in validations(rows["apart"])]
 
 
 def test_a_node_sends_one_sum_where_the_aggregator_is_linear_and_a_release_per_user_elsewhere(world: str) -> None:

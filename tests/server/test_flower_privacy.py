@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,17 @@ def test_a_deployed_run_books_for_life_says_its_budget_and_lets_no_score_and_no_
     first, heading = re.sub("<[^>]*>", "", page.read_text().split("<main>")[1]).strip().splitlines()[:2]
     assert "is at most (6, 1e-05)-DP" in first and "ledger" in first and "Simulated" not in first and "Waived" not in first
     assert heading.startswith("No scores left the nodes")
+
+
+def test_scores_that_would_ride_along_stay_where_they_are_not_waived(world: str, home: Path) -> None:
+    for waived, leaves in (("", False), (" privacy.waive=[scores]", True)):
+        overrides = f"{world} {SHORT} evaluate_along=true{waived}"
+        page = server_app.run(scenario_of(overrides), grid := LocalGrid(overrides), home / "runs" / f"x{leaves}")
+        rows = [json.loads(line) for line in (page.parent / "rounds.jsonl").read_text().splitlines()]
+        assert ["validation_before" in row for row in rows] == [False, leaves]
+        sent = [r.content[n] for m, r in grid.sent if m.metadata.message_type == "train" for n in r.content if n.startswith("release.")]
+        assert any(".nll" in name for release in sent for name in release) == leaves and len(sent) > 3
+        shutil.rmtree(home)
 
 
 def test_what_the_scenario_waives_leaves_and_the_first_line_says_so(world: str, home: Path) -> None:

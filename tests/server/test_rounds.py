@@ -234,6 +234,20 @@ def test_validation_is_scored_every_so_often_and_after_the_last_round() -> None:
     assert "shared" not in rounds.followed(replace(scenario, scheme="fedrep"), 4)
 
 
+def test_scores_that_ride_along_are_asked_for_with_the_next_order_and_after_the_last_round_by_themselves(tmp_path: Path) -> None:
+    scenario = replace(SCENARIO, rounds=6, evaluate_every=2, personalize=1, evaluate_along=True)
+    every = range(1, 8)
+    assert [n for n in every if rounds.along(scenario, n)] == [3, 5, 7] and [n for n in every if rounds.apart(scenario, n)] == [7]
+    assert [bool(rounds.plan(scenario, START, n, 5).rows) for n in every] == [n in (3, 5, 7) for n in every]
+    usual = replace(scenario, evaluate_along=False)
+    assert not any(rounds.along(usual, n) for n in every) and [n for n in every if rounds.apart(usual, n)] == [2, 4, 6, 7]
+    sums = {"shared.nll": 3.0, "shared.nll.users": 4.0}  # of each of three or five users, who are added up
+    rows = run(tmp_path, Fake(lambda task, _u, r: replace(r, metrics={**r.metrics, **(sums if task.rows else {})})), scenario).rows
+    ridden = {3, 5}  # nobody of these users sends numbers after the last round
+    assert [row.get("validation_before") for row in rows] == [{"shared": {"nll": 0.75}} if n in ridden else None for n in every]
+    assert ["validation" in row for row in rows] == [n == 7 for n in every]
+
+
 # ------------------------------------------------------------------ bad releases
 def changed(release: Release, name: str, value: torch.Tensor) -> Release:
     """With one tensor replaced or added."""

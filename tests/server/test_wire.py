@@ -45,7 +45,7 @@ def equal(a: State, b: State) -> bool:
 )  # fmt: skip
 def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, epochs: Any, run: str, users: Any, part: str,
                                        controls: Any, bound: float, origin: Any) -> None:  # fmt: skip
-    order = Order(Task(round_, shared, turns, epochs, 3, bound), run, users, part, controls, origin)
+    order = Order(Task(round_, shared, turns, epochs, 3, bound, rows=controls), run, users, part, controls, origin)
     found = wire.decode_order(through(wire.encode_order(order, wire.encode_shared(shared))))
     assert equal(found.task.shared, shared)
     assert (found.task.round, found.task.turns, found.task.epochs) == (round_, turns, epochs)
@@ -103,7 +103,7 @@ class Kind(NamedTuple):
 SHARED = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.zeros(3, 2)}
 RELEASE = Release(SHARED, 3.0, 2, dict.fromkeys(wire.METRICS, 1.0))
 ROW = {"user": "u", "seen": True, "train": 3, "test": 1, "shared.nll": 0.5, "base.auc": None}
-ASKED = Order(Task(2, SHARED), "r", ("u", "v"), "test", ("base",), ("h",))
+ASKED = Order(Task(2, SHARED, rows=("shared",)), "r", ("u", "v"), "test", ("base",), ("h",))
 KINDS = {
     "order": Kind(lambda: wire.encode_order(ASKED, wire.encode_shared(SHARED)), wire.decode_order),
     "kept": Kind(lambda: wire.encode_kept(Kept(("u", "v"), 3, True, ("scores",))), wire.decode_kept),
