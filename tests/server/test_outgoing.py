@@ -17,6 +17,7 @@ from client.outgoing import BESIDE, Door, WithheldError
 from client.wire import WireError
 from configs.errors import InputError
 from configs.scenario import load
+from strategies import riding
 from strategies.base import Release
 from tests.server.test_wire import KINDS, RELEASE, SHARED, tampered
 
@@ -69,6 +70,14 @@ def test_counters_and_scores_pass_where_they_are_let_out_and_nowhere_else() -> N
         (release,) = door.bare([RELEASE])
         assert (release.metrics == RELEASE.metrics) == ("counters" in lets) and bool(release.metrics) == ("counters" in lets)
         assert release.weight == RELEASE.weight and release.update is RELEASE.update
+
+
+def test_scores_that_ride_with_a_release_pass_where_scores_do() -> None:
+    scored = replace(RELEASE, metrics=RELEASE.metrics | dict.fromkeys(riding.SUMS, 1.0))
+    for lets in ((), ("counters",), ("scores",), BESIDE):
+        (release,) = Door(lets).bare([scored])
+        assert set(release.metrics) == {*(wire.METRICS if "counters" in lets else ()), *(riding.SUMS if "scores" in lets else ())}
+        assert passes(Door(lets), "releases", wire.encode_releases([scored], SHARED)) == (set(lets) == set(BESIDE))
 
 
 def test_how_many_are_within_an_adaptive_bound_passes_where_there_is_one() -> None:

@@ -49,7 +49,7 @@ def test_an_order_comes_back_as_it_was(round_: int, shared: State, turns: Any, e
     found = wire.decode_order(through(wire.encode_order(order, wire.encode_shared(shared))))
     assert equal(found.task.shared, shared)
     assert (found.task.round, found.task.turns, found.task.epochs) == (round_, turns, epochs)
-    assert (found.task.participations, found.task.bound) == (3, bound)
+    assert (found.task.participations, found.task.bound, found.task.rows) == (3, bound, controls)
     assert (found.run, found.users, found.part, found.controls, found.origin) == (run, users, part, controls, origin)
 
 
