@@ -88,7 +88,7 @@ def turns(scheme: Scheme) -> list[str]:
 
 
 def _options(field: str, maker: Callable[..., object]) -> str:
-    options = ", ".join(inspect.signature(maker).parameters)
+    options = ", ".join(f"{p.name}={p.default:g}" for p in inspect.signature(maker).parameters.values())
     return f", {field}: {options}" if options else ""
 
 
