@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
+from configs import reading
 from configs.errors import InputError, nearest
 from configs.scenario import HERE, Scenario, load, scenario_hash
 from simulations.compare import space
@@ -121,12 +122,7 @@ def _path(source: str | Path) -> Path:
 
 
 def _tree(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{path} must hold key: value pairs")
+    tree: Any = OmegaConf.to_container(reading.tree(path, reading.text(path)))
     for key in tree:
         if key not in KEYS:
             raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), KEYS)}")
