@@ -19,7 +19,7 @@ FLOWER = {
     "client/resident.py",
     "client/secure_wire.py",
     "client/wire.py",
-    "simulations/deploy/bundles.py",
+    "simulations/deploy/supernode.py",
     "simulations/deploy/faulty.py",
     "simulations/deploy/stranger.py",
     "server/app.py",

@@ -134,9 +134,9 @@ def nginx(folder: FOLDER) -> None:
 @app.command(epilog=usage.examples("deploy bundle"))
 def bundle() -> None:
     """Print the digest of the code that 'deploy run' sends to nodes, for bundles in a node.yaml: that node then runs nothing else."""
-    from simulations.deploy import bundles  # with Flower's SuperNode, for which no other command here waits
+    from simulations.deploy import supernode  # with Flower's SuperNode, for which no other command here waits
 
-    _say(bundles.digest(machines.ROOT))
+    _say(supernode.digest(machines.ROOT))
 
 
 @app.command(epilog=usage.examples("deploy run lab demo rounds=20 --nodes 3 --quorum 0.8 --deadline 600"))

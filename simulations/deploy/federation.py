@@ -15,7 +15,7 @@ from client.private import folder_name
 from client.store import keys as store_keys
 from configs.errors import InputError
 from server.app import run_of
-from simulations.deploy import bundles, files, keys, machines, members
+from simulations.deploy import files, keys, machines, members, supernode
 from simulations.deploy.files import Member, Server
 from simulations.deploy.hosts import Hosts
 from simulations.deploy.keeper import Command, Keeper
@@ -74,7 +74,7 @@ def federation(folder: Path, where: Hosts) -> Iterator[Federation]:
     keys.authority(lab)
     keys.server(lab, [where.address])
     files.write(lab / "server.yaml", Server(where.address, port, link))
-    server, code = files.server(lab), (bundles.digest(machines.ROOT),)
+    server, code = files.server(lab), (supernode.digest(machines.ROOT),)
     with ExitStack() as stack:
         kept = [stack.enter_context(Keeper(machines.of_server(server), server.home / "logs"))]
         stack.enter_context(_written(server.home / "logs" / "keeper.log"))

@@ -14,6 +14,9 @@ from configs.errors import InputError, nearest
 T = TypeVar("T")
 
 
+ANY = "any"  # instead of digests: whatever the server sends
+
+
 @dataclass(frozen=True)
 class Server:
     """``server.yaml``: where nodes come in, and what runs behind it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.errors import InputError
 from simulations.deploy import keys, proxy
-from simulations.deploy.files import Member, Server
+from simulations.deploy.files import ANY, Member, Server
 from simulations.deploy.keeper import Command
 from simulations.flower_ray import Config, toml
 
@@ -60,9 +60,8 @@ def of_server(server: Server) -> list[Command]:
 def of_node(member: Member) -> list[Command]:
     """A SuperNode, and the trainer that keeps the base model beside it."""
     env = environment(member.home)
-    careful: list[object] = [sys.executable, "-m", "simulations.deploy.bundles", ",".join(member.bundles)]
-    program = careful if member.bundles else [tool("flower-supernode")]
-    words = [*program, "--superlink", member.superlink, "--root-certificates", member.folder / "ca.crt",
+    words = [sys.executable, "-m", "simulations.deploy.supernode", ",".join(member.bundles) or ANY,
+             "--superlink", member.superlink, "--root-certificates", member.folder / "ca.crt",
              "--auth-supernode-private-key", member.folder / "node.key", "--port", member.port]  # fmt: skip
     config = member.config()
     found = [Command("supernode", _words([*words, *(("--node-config", config) if config else ())]), env)]

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from flwr.supercore.fab import Fab
 
 from configs.errors import InputError
-from simulations.deploy import bundles, files, keeper, keys, machines, members, proxy, stranger
+from simulations.deploy import files, keeper, keys, machines, members, proxy, stranger, supernode
 from simulations.deploy.files import Member, Server
 from simulations.deploy.keeper import Command, Keeper
 from simulations.flower_ray import free_ports
@@ -182,10 +182,10 @@ def test_the_authoritys_key_and_other_nodes_are_no_part_of_what_a_node_needs(lab
 def test_a_supernode_verifies_a_bundle_by_its_digest_and_by_nothing_that_the_server_says_of_it() -> None:
     code, other = b"code", b"Code"
     digests = (hashlib.sha256(code).hexdigest(), "0" * 64)
-    assert bundles.named(Fab("what the server says", code, {}), digests)
-    assert not bundles.named(Fab(digests[0], other, {"valid_license": "yes"}), digests) and not bundles.named(Fab("", code, {}), ())
+    assert supernode.named(Fab("what the server says", code, {}), digests)
+    assert not supernode.named(Fab(digests[0], other, {"valid_license": "yes"}), digests) and not supernode.named(Fab("", code, {}), ())
     seen: dict[str, Any] = {}
-    pulled = bundles.looked_at(lambda **said: seen.update(said), digests)
+    pulled = supernode.looked_at(lambda **said: seen.update(said), digests)
     pulled(get_fab=lambda name, _run: Fab(name, other, {}), receive="as it was", trusted_entities=None)
     fab = seen["get_fab"]("x", 1)
     assert (fab.hash_str, fab.content, seen["receive"]) == ("x", other, "as it was")
@@ -193,19 +193,32 @@ def test_a_supernode_verifies_a_bundle_by_its_digest_and_by_nothing_that_the_ser
 
 
 def test_what_is_put_in_the_place_of_flowers_own_is_there() -> None:
-    from flwr.supernode import start_client_internal as supernode
+    from flwr.supernode import start_client_internal as theirs
 
-    named = inspect.signature(supernode._pull_and_store_message).parameters
-    assert {"get_fab", "trusted_entities"} <= named.keys() and [*inspect.signature(supernode._verify_fab).parameters][:1] == ["fab"]
-    assert supernode._verify_fab(Fab("x", b"code", {}), {}) is False
+    named = inspect.signature(theirs._pull_and_store_message).parameters
+    assert {"get_fab", "trusted_entities"} <= named.keys() and [*inspect.signature(theirs._verify_fab).parameters][:1] == ["fab"]
+    assert theirs._verify_fab(Fab("x", b"code", {}), {}) is False
 
 
 def test_a_node_that_names_bundles_runs_the_supernode_that_looks_at_them(lab: Path) -> None:
     member = files.member(lab / "nodes" / "clinic")
     plain, careful = (machines.of_node(replace(member, bundles=named))[0].words for named in ((), ("a" * 64, "b" * 64)))
-    assert Path(plain[0]).name == "flower-supernode"
-    assert list(careful[:4]) == [sys.executable, "-m", "simulations.deploy.bundles", f"{'a' * 64},{'b' * 64}"]
-    assert list(careful[4:]) == list(plain[1:])
+    assert list(plain[:4]) == [sys.executable, "-m", "simulations.deploy.supernode", files.ANY]
+    assert list(careful[:4]) == [*plain[:3], f"{'a' * 64},{'b' * 64}"] and list(careful[4:]) == list(plain[4:])
+
+
+@pytest.mark.parametrize(("end", "code"), [("raise OSError('expired')", 1), ("raise SystemExit(3)", 3), ("pass", 0)])
+def test_a_supernode_whose_work_has_ended_is_gone_whatever_threads_it_has(end: str, code: int) -> None:
+    program = f"""
+import threading, time
+from simulations.deploy.supernode import to_the_end
+def work():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {end}
+to_the_end(work)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and ("expired" in done.stderr) == ("expired" in end)
 
 
 # ---------------------------------------------------------------------- processes

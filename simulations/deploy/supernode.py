@@ -1,4 +1,9 @@
-"""A SuperNode that runs no code but what its owner has named: ``python -m simulations.deploy.bundles DIGESTS SUPERNODE'S WORDS``.
+"""Flower's SuperNode, which ends when its work has ended, and runs no code but what its owner has named.
+
+``python -m simulations.deploy.supernode DIGESTS SUPERNODE'S WORDS``; `ANY` instead of digests is no check.
+
+What Flower does not try again, such as a server's certificate that has expired, ends a SuperNode's loop, and a thread that answers its
+processes keeps it there: it does nothing, and nobody starts it again. Here the process ends with the loop.
 
 A SuperLink hands out an app bundle, and a SuperNode runs it: whoever has the server has every node. Flower can ask for signed bundles,
 and the open-source SuperLink passes no signatures on. So here a bundle is known by its SHA-256 (`digest`), which an operator reads off
@@ -7,16 +12,20 @@ whose signature is wrong, before anything in it is unpacked.
 """
 
 import hashlib
+import os
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.cli.flower_supernode import flower_supernode
+
+from simulations.deploy.files import ANY
 
 
 def digest(app: Path) -> str:
@@ -43,10 +52,25 @@ def looked_at(pull: Callable[..., Any], digests: Collection[str]) -> Callable[..
 
 def main() -> None:
     """Be a SuperNode."""
-    digests = sys.argv.pop(1).split(",")
-    supernode._pull_and_store_message = looked_at(supernode._pull_and_store_message, digests)
-    supernode._verify_fab = named
-    flower_supernode()
+    if (said := sys.argv.pop(1)) != ANY:
+        supernode._pull_and_store_message = looked_at(supernode._pull_and_store_message, said.split(","))
+        supernode._verify_fab = named
+    to_the_end(flower_supernode)
+
+
+def to_the_end(work: Callable[[], object]) -> NoReturn:
+    """Do it, and end this process whatever threads are left."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as told:
+        code = told.code if isinstance(told.code, int) else int(told.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
