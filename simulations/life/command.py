@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load
@@ -25,7 +23,7 @@ def live(
 
     A life that was stopped goes on where it was: give the same command again.
     """
-    from simulations.life import study
+    from simulations.life import shown, study
 
     chosen = load(*usage.or_default(scenario, overrides, "life"))
     usage.quiet()
@@ -41,7 +39,7 @@ def live(
     folder = out or Path("lives") / label(chosen)
     refuse(chosen, folder)
     record = _live(chosen, folder)
-    usage.console().print(_table(record))
+    usage.console().print(shown.measures(record))
     usage.console().print(
         f"page: {folder / 'live.html'}\nfigures: {folder / 'live.json'}", markup=False, highlight=False, soft_wrap=True
     )
@@ -80,12 +78,3 @@ def _live(scenario: Scenario, folder: Path) -> dict:
     said = promise(last, spent(last, periods.place(folder, life.periods)))
     write_text(folder / "live.html", page.render(found, said))
     return found
-
-
-def _table(found: dict) -> Table:
-    from simulations.life import page
-
-    shown = Table("", found["metric"], "worst tenth", "what it is", title=page.title(found), box=None)
-    for cells in page.lines(found):
-        shown.add_row(*map(Text, cells))
-    return shown
