@@ -39,8 +39,13 @@ def test_page_hinkley_raises_no_more_false_alarms_than_it_says() -> None:
 
 
 def test_a_change_is_found() -> None:
-    assert rate(paired(), 0.2, 0.2) > 0.95 and rate(paired(noise=4.0), 0.2, 0.2, 100) > 0.95
-    assert rate(page_hinkley(), 0.2, 0.2, 100) > 0.95
+    assert rate(paired(), 0.2, 0.1) > 0.95 and rate(paired(noise=4.0), 0.2, 0.1, 100) > 0.95
+    draw, found = torch.Generator().manual_seed(4), 0
+    for _ in range(200):
+        calm, after = (mean + 0.1 * torch.randn(100, generator=draw) for mean in (-0.1, 0.2))
+        notes, early = page_hinkley().see(torch.zeros(3), calm, 0.0)
+        found += not early and page_hinkley().see(notes, after, 0.0)[1]
+    assert found > 190
 
 
 def test_one_unit_moves_a_look_by_no_more_than_its_bound() -> None:
