@@ -13,7 +13,7 @@ from strategies import drift
 from strategies.drift import Detector, page_hinkley, paired
 from strategies.privacy import accounting, budget, rules
 
-UNITS, STREAMS = 24, 2000
+UNITS, STREAMS = 24, 1000
 
 
 def rate(detector: Detector, mean: float, spread: float, units: int = UNITS) -> float:
@@ -100,7 +100,8 @@ def test_what_would_be_unsound_or_mean_nothing_is_refused(words: tuple[str, ...]
 
 
 def test_a_look_is_paid_for_beside_the_training() -> None:
-    guarded = scenario("privacy=example", "life.detector_options.noise=6", "weights=uniform")
+    full = ("shared_training.batch=100", "private_training.batch=100")  # batches that hold everything are worked out at once
+    guarded = scenario("privacy=example", "life.detector_options.noise=6", "weights=uniform", *full)
     rules.refuse(guarded)
     (look,) = drift.look(guarded)
     assert look.noise == 6 and drift.look(replace(guarded, life=replace(guarded.life, period=1))) == ()
