@@ -69,7 +69,8 @@ def test_show_privacy_reads_the_lifes_ledger(lives: dict[str, Path]) -> None:
     said = call("show", "privacy", lives["slow_fast"], "--users", "2")
     assert said.code == 0 and "example" in said.out, said
     spent = json.loads((lives["slow_fast"] / "period-0003" / "after.json").read_text())["epsilon"]["example"]
-    assert f"{spent:.2f}" in said.out, (spent, said.out)
+    rows = [line.split() for line in said.out.splitlines()]
+    assert rows[-1][1:] == [f"{spent:.3g}", "3"], said.out
     assert "no guarantee is claimed" in call("show", "privacy", lives["olora"]).out
 
 
