@@ -1,7 +1,8 @@
 """On a node: whether a user's data has changed, so that what is private trains in a period. `strategies.drift` has the detectors.
 
 The decision is made once, as the period begins for a user, and kept with what they have: it acts on private training alone, and what a
-user releases in a round is what it would be. A round that is repeated decides in the same way.
+user releases in a round is made as ever. A round that is repeated decides in the same way; where a look has noise of the operating
+system's, it may not, and is paid for again.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def gains(node: Node, user: str, state: State) -> Tensor:
 
 def sat_out(node: Node, round_: int) -> int:
     """How many users of the period sit it out, by what is stored before a round."""
+    if node.scenario.life.train == "always":
+        return 0
     return sum(sits_out(node, node.store.parts(user, round_, node.origin).get(MEMORY, {})) for user in node.users())
 
 
