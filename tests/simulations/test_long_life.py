@@ -13,7 +13,7 @@ import torch
 
 from client import base as bases
 from client import data
-from client.store.places import opened
+from client.store.places import opened, stores
 from configs.scenario import Scenario, load
 from simulations.life import periods, record
 from strategies.privacy.ledger import LEDGER, Ledger
@@ -95,7 +95,7 @@ def booked(folder: Path) -> set[tuple[Any, ...]]:
 
 def trained(folder: Path) -> dict[str, int]:
     """The newest round of which each user has something: that much has been looked at and released."""
-    if not (folder / "private").exists():
+    if not stores(folder, some=False):
         return {}
     with opened(folder, None) as shelves:
         return {m.user: max((v.round for v in m.versions), default=0) for shelf in shelves.values() for m in shelf.manifests()}
@@ -146,6 +146,6 @@ def test_fifty_periods_leave_no_more_than_ten_but_their_rows(world: World, tmp_p
     running.start()
     running.join()
     early, late = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (EARLY, PERIODS))
-    assert late[0] == early[0] and late[1] <= early[1], "files that are no rows, and their bytes"
+    assert late[0] == early[0] and late[1] < 1.01 * early[1], "files that are no rows, and their bytes"
     assert late[2] - early[2] == (PERIODS - EARLY) * len(ROWS), "a period leaves its rows and nothing else"
     assert late[3] - early[3] < 16 * 2**20, "bytes in memory"
