@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from client.data.types import Encoded
+from client.drifting import judged, sits_out
 from client.objective import row_losses
 from client.store.manifest import PRIVATE
 from client.train import together
 from strategies.base import Phase
-from strategies.keeping.contract import MEMORY, PERIOD, SEEN, A, B, Lesson, modules, remembered
+from strategies.keeping.contract import MEMORY, PERIOD, SAT_OUT, SEEN, A, B, Lesson, modules, remembered
 from strategies.keeping.ewc import COLUMNS, CORE, ROWS
 from strategies.keeping.replay import replayed
 from strategies.tree import State, partition
@@ -28,9 +29,11 @@ DELTA = "lora_delta.weight"
 CHUNK = 8  # examples whose slopes of whole weights are in memory at one time
 
 
-def begun(node: Node, user: str, state: State) -> State:
-    """What a user has, after the period of the node's scenario has begun for them."""
+def begun(node: Node, user: str, state: State, round_: int) -> State:
+    """What a user has, after the period of the node's scenario has begun for them, or they have been told to sit it out."""
     if PERIOD not in state or int(state[PERIOD]) >= node.scenario.life.period:
+        return state
+    if SAT_OUT in state and sits_out(node, state := judged(node, user, state, round_)):
         return state
     earlier = node.dataset.earlier.get(user, ())
     if int(state[PERIOD]):
@@ -39,10 +42,15 @@ def begun(node: Node, user: str, state: State) -> State:
 
 
 def train_of(node: Node, phase: Phase, user: str, state: State) -> Sequence[Encoded]:
-    """The examples that a phase trains on: the period's own, and before them those of earlier periods that are replayed."""
+    """The examples that a phase trains on: the period's own, and before them those of earlier periods that are replayed.
+
+    None in what is private of who sits the period out.
+    """
     earlier, train = node.dataset.earlier.get(user, ()), node.dataset.users[user].train
     if "private" not in phase.moves:
         return train
+    if sits_out(node, state):
+        return ()
     return (*(earlier[at] for at in replayed(state, len(earlier))), *train)
 
 

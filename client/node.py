@@ -110,7 +110,7 @@ class Node:
         before = {user: self._state(user, task, received) for user in users}  # what cannot be read costs no budget
         owed = sending.owed(self.scenario, self.store, users, task.round, self.origin)
         paying = self._paying(task, users)
-        began_with = {user: begun(self, user, state) for user, state in before.items()}
+        began_with = {user: begun(self, user, state, task.round) for user, state in before.items()}
         parts = {user: [self._part(phase, user, task.round, began_with[user]) for phase in phases] for user in paying}
         users, noise = self._booked(task, phases, parts, began_with) if self.scenario.privacy.of_examples else (paying, {})
         yield from self._silent(task, received, [user for user in paying if user not in users])
@@ -214,7 +214,7 @@ class Node:
 
     def _cost(self, task: Task, phase: Phase, noise: float, examples: int) -> Event:
         local = self._settings(task, phase)
-        return budget.event(noise, examples, local.batch, local.epochs)
+        return budget.event(noise, examples, local.batch, local.epochs if examples or phase.part != "all" else 0)
 
     def _settings(self, task: Task, phase: Phase) -> Local:
         local, pull = budget.local(self.scenario, phase.name), self.split.aggregator.pull

@@ -63,12 +63,14 @@ class Purse:
     def book(self, round_: int, scheme: Scheme, costs: Mapping[str, Mapping[str, Event]]) -> frozenset[str]:
         """Commit what each user's parts of a round cost; returns those whose budget allows it. Only they may train.
 
-        Parts that the guarantee does not cover cost nothing.
+        Parts that the guarantee does not cover cost nothing, nor do those that take no step.
         """
         privacy = self.scenario.privacy
         if privacy.guarantee == "unclaimed":
             return frozenset(costs)
-        paid = {u: {what: cost for what, cost in parts.items() if budget.covered(self.scenario, what)} for u, parts in costs.items()}
+        counts = {u: [what for what, cost in parts.items() if cost.steps and budget.covered(self.scenario, what)]
+                  for u, parts in costs.items()}  # fmt: skip
+        paid = {user: {what: costs[user][what] for what in names} for user, names in counts.items()}
         spends = [
             Spend(self.payer(user), self.run, round_, what, event, self.keyed)
             for user, parts in paid.items()

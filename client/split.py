@@ -10,10 +10,10 @@ import torch
 from client import base as bases
 from client.adapters.layout import Layout, layout
 from configs.scenario import Scenario
-from strategies import aggregators, keeping, schemes
+from strategies import aggregators, drift, keeping, schemes
 from strategies.aggregators.scaffold import CONTROL, OWN
 from strategies.base import Owner, Phase, released
-from strategies.keeping.contract import MEMORY, PERIOD, SEEN, Keeping, unchanged
+from strategies.keeping.contract import MEMORY, NOTES, PERIOD, SAT_OUT, SEEN, Keeping, unchanged
 from strategies.schemes.ifca import MEMBERS, slot
 from strategies.tree import State
 
@@ -102,18 +102,18 @@ def split(scenario: Scenario, base: bases.Base) -> Split:
     spare = tuple(layout(slot(j), scenario.shared, base, scenario.seed) for j in range(1, scheme.clusters))
     keep = keeping.of(scenario)
     found = Split(twinned(layouts, scheme), keeping.around(scheme, keep), aggregator, spare)
-    return replace(found, memory=_memory(keep, found.start(), scenario.life.periods)) if scenario.life.period else found
+    return replace(found, memory=_memory(keep, found.start(), scenario)) if scenario.life.period else found
 
 
-def _memory(keep: Keeping, start: State, periods: int) -> State:
+def _memory(keep: Keeping, start: State, scenario: Scenario) -> State:
     """What is remembered of a user at first; {} where nothing ever is."""
-    own = {name: value for name, value in start.items() if name.startswith("private/")}
-    if not own or keep.begin is unchanged:
+    own, asks = {name: value for name, value in start.items() if name.startswith("private/")}, scenario.life.train == "drift"
+    if not own or (keep.begin is unchanged and not asks):
         return {}
+    sizes = {PERIOD: 1, SEEN: 1} | ({SAT_OUT: 1, NOTES: drift.of(scenario).memory} if asks else {})
     device = next(iter(own.values())).device
-    return {name: v.to(device) for name, v in keep.memory(own, periods).items()} | {
-        n: torch.zeros(1, device=device) for n in (PERIOD, SEEN)
-    }
+    kept = {name: value.to(device) for name, value in keep.memory(own, scenario.life.periods).items()}
+    return kept | {name: torch.zeros(size, device=device) for name, size in sizes.items() if size}
 
 
 def twinned(layouts: tuple[Layout, ...], scheme: schemes.Scheme) -> tuple[Layout, ...]:

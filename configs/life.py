@@ -19,6 +19,9 @@ class Life:
     keep: str = "sequential"  # a registered way to keep what was learnt: strategies/keeping
     keep_options: dict[str, float] = field(default_factory=dict)
     spread: Literal["uniform", "decaying", "demand"] = "uniform"  # of guarantee E's budget over the periods
+    train: Literal["always", "drift"] = "always"  # what is private: in each period, or where a user's data has changed
+    detector: str = "paired"  # of a change: strategies/drift.py
+    detector_options: dict[str, float] = field(default_factory=dict)
     account: Literal["sequential", "partition"] = "sequential"  # partition: an example costs the one period that it is trained in
 
     def __post_init__(self) -> None:

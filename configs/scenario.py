@@ -349,12 +349,15 @@ def to_yaml(scenario: Scenario) -> str:
 
 
 LATE = ("scheme_options", "shared_ranks", "root_users", "evaluate_along")  # what came later, and says nothing, changes no digits
+LATE_OF_LIFE = ("train", "detector", "detector_options")
 
 
 def scenario_hash(scenario: Scenario) -> str:
     """Twelve hexadecimal digits over all that can change the result (not `Engine`, not the name). Equal scenarios, equal digits."""
     tree: Any = plain(scenario, Scenario)
     late = [key for key in LATE if not tree[key]] + ["wire"] * (scenario.wire == Wire()) + ["life"] * (scenario.life == Life())
+    for key in LATE_OF_LIFE if scenario.life.train == "always" else ():
+        del tree["life"][key]
     for key in ("engine", "name", *late):
         del tree[key]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -20,7 +20,7 @@ from simulations.audit.command import audit
 from simulations.bench.command import bench
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
-from simulations.life.command import live
+from simulations.life.command import due, live
 from simulations.migrate.command import app as migrate
 from simulations.scale.command import scale
 from simulations.synthetic.command import synthetic
@@ -84,9 +84,9 @@ def show(
     users: Annotated[int, typer.Option(help="Show so many users of a run.", min=0)] = 0,
     rounds: Annotated[bool, typer.Option("--rounds", help="Show the rounds of a run.")] = False,
 ) -> None:
-    """Show a run's result, or a scenario with everything that it leaves unsaid.
+    """Show a run's result, what a life has come to, or a scenario with everything that it leaves unsaid.
 
-    SCENARIO is a run's folder, or a name or YAML file of a scenario; KEY=VALUE changes a setting of the latter.
+    SCENARIO is a run's or a life's folder, or a name or YAML file of a scenario; KEY=VALUE changes a setting of the latter.
     'show privacy FOLDER' says in words what a run's ledgers hold; FOLDER may be a ledger's file, too.
     """
     folder = Path(what)
@@ -101,6 +101,11 @@ def show(
         usage.refuse_word(what)
         chosen = load(what, overrides or [])
         usage.say(f"# {label(chosen)}\n{to_yaml(chosen)}")
+        return
+    if folders.life_of(folder) == folder:
+        from simulations.life import shown
+
+        _print(shown.shown(folder, users, rounds))
         return
     from server.report import tables
     from server.report.summary import summarize
@@ -174,6 +179,10 @@ def compare(
 
     for folder in what:
         folders.scenario_of(Path(folder))
+        if folders.life_of(Path(folder)) == Path(folder):
+            raise InputError(
+                f"{folder} holds a life, and 'compare' lays runs side by side; name its periods, such as {folder}/period-0001"
+            )
     usage.console().print(tables.compare_table(what))
 
 
@@ -185,7 +194,7 @@ def export(
 ) -> None:
     """Write one user's model for stock PEFT, and print how to load it.
 
-    FOLDER is a run's folder, USER one of those that 'show FOLDER --users 20' lists.
+    FOLDER is a run's folder or a life's, USER one of those that 'show FOLDER --users 20' lists.
     """
     from simulations.export import export_user
 
@@ -253,6 +262,7 @@ app.command(epilog=usage.examples("audit --quick", "audit privacy.user.epsilon=1
 app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))(attack)
 app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))(bench)
 app.command(epilog=usage.examples("live", "live life life.keep=ewc", "live life --keep sequential,replay,ewc --seeds 3"))(live)
+app.command(epilog=usage.examples("due my.yaml --run lab/home/runs", "due my.yaml --run lab/home/runs --examples 20 --users 5"))(due)
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)
@@ -262,6 +272,7 @@ app.add_typer(store.app, name="store")
 def _run(scenario: Scenario, folder: Path, track: Sequence[str] = ()) -> None:
     from simulations import trackers
 
+    folders.refuse_life(folder)
     trackers.refuse(track)
     try:
         _run_to_the_end(scenario, folder, track)

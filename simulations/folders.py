@@ -14,6 +14,22 @@ def is_run(folder: Path) -> bool:
     return (folder / "scenario.yaml").is_file()
 
 
+def life_of(folder: Path) -> Path | None:
+    """The life whose folder this is, or whose period it is; None where it is neither."""
+    for place in (folder, folder.absolute().parent):
+        if is_run(place) and (life := scenario_of(place).life).periods and not life.period:
+            return folder if place == folder else folder.parent
+    return None
+
+
+def refuse_life(folder: Path) -> None:
+    """Raise `InputError` where a folder is a life's, or lies in one, and a run that stands by itself is wanted."""
+    if life := life_of(folder):
+        what = "holds a life" if life == folder else f"lies in the life {life}"
+        again = f"python -m simulations live {life / 'scenario.yaml'} --out {life}"
+        raise InputError(f"{folder} {what}, and is no run by itself; go on with the life by: {again}")
+
+
 def of_flower(folder: Path) -> bool:
     """Whether a folder's run was trained by Flower's nodes, which keep its private adapters."""
     return (folder / "flower.json").is_file()

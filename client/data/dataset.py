@@ -39,8 +39,7 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
     read = source.read(data)
     labels = _labels(source, data, read) if task == "choice" else ()
     ids = label_ids(tokenizer, labels) if labels else ()
-    counts = {user: split.count(examples, task, data.max_tokens, data.max_chunks) for user, examples in read.items()}
-    users, unseen = split.choose(counts, data, seed)
+    users, unseen = _chosen(read, task, data, seed)
     found = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels, life)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
@@ -55,6 +54,24 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
         )
         for t in range(max(life.periods, 1))
     ]
+
+
+def times(data: Data, seed: int) -> dict[str, list[float]]:
+    """When each privacy unit was, that is its last example, of each user that takes part; in order.
+
+    Needs no model, and does not look at ``data.max_examples``. Raises `InputError` for whatever the data cannot give.
+    """
+    if data.name not in SOURCES:
+        raise unknown("data", data.name, SOURCES)
+    source = SOURCES[data.name]
+    read = source.read(data)
+    users, _ = _chosen(read, _task(source, data), data, seed)
+    return {user: list({example.unit: example.time for example in split.in_order(read[user])}.values()) for user in users}
+
+
+def _chosen(read: dict[str, list[Example]], task: str, data: Data, seed: int) -> tuple[list[str], list[str]]:
+    counts = {user: split.count(examples, task, data.max_tokens, data.max_chunks) for user, examples in read.items()}
+    return split.choose(counts, data, seed)
 
 
 def _task(source: Source, data: Data) -> str:

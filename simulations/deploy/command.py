@@ -148,6 +148,7 @@ def run(
     nodes: Annotated[int, typer.Option(help="Wait for so many nodes.", min=0)] = 0,
     quorum: Annotated[float, typer.Option(help="The share of a round's users that must be heard from.", min=0.0, max=1.0)] = 0.0,
     deadline: Annotated[float, typer.Option(help="Seconds for a round's answers.", min=1.0)] = 3600.0,
+    since: Annotated[str, typer.Option("--from", help="Of a later period of a life: the folder of the run before.")] = "",
 ) -> None:
     """Run or resume a scenario on the nodes, and give it again whenever it ends before its last round."""
     import shlex
@@ -162,7 +163,7 @@ def run(
         return last is not None and last.round >= rounds.last_round(asked) and (place / "summary.json").exists()
 
     config = {"scenario": scenario, "overrides": shlex.join(overrides or []), "out": place.name, "nodes": nodes, "quorum": quorum,
-              "deadline": deadline}  # fmt: skip
+              "deadline": deadline, "from": since}  # fmt: skip
     machines.run(found, config, finished, _say)
     _say(f"report: {place / 'report.html'}")
 

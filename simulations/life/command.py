@@ -1,11 +1,10 @@
-"""``python -m simulations live``."""
+"""``python -m simulations live`` and ``due``."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from configs.errors import InputError
 from configs.scenario import Scenario, label, load
@@ -25,7 +24,7 @@ def live(
 
     A life that was stopped goes on where it was: give the same command again.
     """
-    from simulations.life import study
+    from simulations.life import shown, study
 
     chosen = load(*usage.or_default(scenario, overrides, "life"))
     usage.quiet()
@@ -41,10 +40,44 @@ def live(
     folder = out or Path("lives") / label(chosen)
     refuse(chosen, folder)
     record = _live(chosen, folder)
-    usage.console().print(_table(record))
+    usage.console().print(shown.measures(record))
     usage.console().print(
         f"page: {folder / 'live.html'}\nfigures: {folder / 'live.json'}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def due(
+    scenario: LIFE,
+    overrides: usage.OVERRIDES = None,
+    run: Annotated[Path, typer.Option(help="The last period's run, or the folder in which all are.", metavar="FOLDER")] = Path("runs"),
+    examples: Annotated[
+        int, typer.Option(help="Ask for so many new examples, in the data on this machine; 0: for time alone.", min=0)
+    ] = 0,
+    users: Annotated[int, typer.Option(help="Of so many users.", min=1)] = 1,
+    at: Annotated[str, typer.Option(help="Ask as of this time instead of now.", metavar="DATE")] = "",
+) -> None:
+    """Say whether a deployment's next period is due: exit code 0 if it is, 1 if not yet.
+
+    The reason goes to the terminal's error output; the words for 'deploy run' of a period that is due are the only output, for a timer.
+    """
+    from simulations.life import due as dues
+
+    chosen = load(scenario, overrides or [])
+    dues.refuse(chosen)
+    found = dues.due(chosen, dues.reached(chosen, run), _moment(at), dues.known(chosen, examples), examples, users)
+    typer.echo(found.why, err=True)
+    if not found.ready:
+        raise typer.Exit(1)
+    typer.echo(found.words)
+
+
+def _moment(said: str) -> float:
+    """Seconds since 1970 of a date like 2026-03-01 or 2026-03-01T12:00, in UTC unless it says otherwise; now, where it is empty."""
+    try:
+        found = datetime.fromisoformat(said) if said else datetime.now(UTC)
+    except ValueError:
+        raise InputError(f"--at must be a date like 2026-03-01 or 2026-03-01T12:00, got '{said}'") from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def refuse(scenario: Scenario, folder: Path) -> None:
@@ -80,12 +113,3 @@ def _live(scenario: Scenario, folder: Path) -> dict:
     said = promise(last, spent(last, periods.place(folder, life.periods)))
     write_text(folder / "live.html", page.render(found, said))
     return found
-
-
-def _table(found: dict) -> Table:
-    from simulations.life import page
-
-    shown = Table("", found["metric"], "worst tenth", "what it is", title=page.title(found), box=None)
-    for cells in page.lines(found):
-        shown.add_row(*map(Text, cells))
-    return shown

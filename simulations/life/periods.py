@@ -21,6 +21,7 @@ from typing import Any
 from client import base as bases
 from client import data
 from client.data.types import Dataset
+from client.drifting import sat_out
 from client.node import Node
 from configs.errors import InputError
 from configs.scenario import Scenario
@@ -96,10 +97,11 @@ def _period(scenario: Scenario, base: bases.Base, periods: Sequence[Dataset], fo
         after = Task(state.round + 1, state.shared)
         table = node.evaluate(after, "test", scenario.controls)
         scores = judge.judged(node, after, judge.tests(periods))
+        still = sat_out(node, after.round)
     clock["end"] = time.perf_counter()
     tabulate(here, table, clock, state)
     write_summary(here)
-    _write(here / AFTER, {"scores": scores, "seconds": seconds(state), "epsilon": spent(scenario, here)})
+    _write(here / AFTER, {"scores": scores, "seconds": seconds(state), "epsilon": spent(scenario, here), "sat_out": still})
 
 
 def _before(node: Node, since: Checkpoint | None, periods: Sequence[Dataset]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def read(folder: Path) -> Record:
     """The record of a life that is over. Raises `InputError` where it is not.
 
     ``matrix[t - 1][j - 1]`` is the mean over users of the score on period j after training up to period t, ``untrained`` the same
-    before any training, ``prequential`` that on all of period t before it is trained on. ``seconds`` and ``epsilon`` are by period.
+    before any training, ``prequential`` that on all of period t before it is trained on. ``seconds``, ``epsilon`` and ``sat_out`` (how
+    many users' private adapters did not train) are by period.
     """
     scenario = load(folder / "scenario.yaml")
     numbers = range(1, scenario.life.periods + 1)
@@ -56,6 +57,8 @@ def record(scenario: Scenario, users: Sequence[str], a_STU: Scores, prequential:
         "definitions": lifelong.DEFINITIONS,
         "seconds": [each["seconds"] for each in ended],
         "epsilon": [each["epsilon"] for each in ended],
+        "train": scenario.life.train,
+        "sat_out": [each.get("sat_out", 0) for each in ended],
         "by_user": {name: dict(zip(users, values_U.tolist(), strict=True)) for name, (values_U, _) in found.items()},
     }
     return plain(said)

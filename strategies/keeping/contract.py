@@ -16,6 +16,8 @@ from strategies.tree import State
 
 MEMORY = "memory"  # the block, and the kind of file in a store
 PERIOD, SEEN = f"{MEMORY}/period", f"{MEMORY}/seen"  # [1]: the last period that was begun, and the training examples of those before it
+SAT_OUT = f"{MEMORY}/sat_out"  # [1]: the last period in which what is private did not train, as the data had not changed
+NOTES = f"{MEMORY}/drift"  # [M]: what a detector of changes remembers
 A, B = "lora_A.weight", "lora_B.weight"
 
 

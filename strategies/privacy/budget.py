@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from configs.scenario import ExampleLevel, Local, Scenario
-from strategies import schemes
+from strategies import drift, schemes
 from strategies.base import Phase, Scheme, personal
 from strategies.privacy import accounting
 from strategies.privacy.events import Event
 
 FINAL = "final"
+DRIFT = "drift"  # the look by which a period's private training is decided on
 SMALLEST = {"all": 1.0, "support": 0.3, "query": 0.2}  # share of a user's examples that a phase sees at least, where each is a unit
 CUTS = (SMALLEST["support"], 1 - SMALLEST["query"])  # between which shares of them a support ends
 
@@ -45,7 +46,7 @@ def clip(scenario: Scenario, phase: Phase) -> float:
 
 def covered(scenario: Scenario, name: str) -> bool:
     """Whether a part of this label trains with noise: what does not is no part of the guarantee, and is not booked."""
-    return ("private" if name == FINAL else name) in scenario.privacy.example.noised
+    return name == DRIFT or ("private" if name == FINAL else name) in scenario.privacy.example.noised
 
 
 def together(costs: Mapping[str, Event], scheme: Scheme) -> dict[str, Event]:
@@ -73,7 +74,7 @@ def noise(scenario: Scenario, examples: int, participations: int, spent: tuple[E
     weights = {name: cost.rate * math.sqrt(cost.steps / shares[name]) for name, cost in parts.items() if covered(scenario, name)}
     weighted = {name: replace(parts[name], noise=weight) for name, weight in weights.items()}
     costs = tuple(together(weighted, scheme).values())
-    common = accounting.noise_factor(costs, level.epsilon, level.delta, scenario.privacy.accountant, spent)
+    common = accounting.noise_factor(costs, level.epsilon, level.delta, scenario.privacy.accountant, (*spent, *drift.look(scenario)))
     return {name: weights.get(name, 0.0) * common for name in parts}
 
 

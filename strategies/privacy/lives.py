@@ -19,6 +19,7 @@ leaves out replay and importances of data. Condition 2 leaves out equal counts, 
 border, and borders at the data's own first and last time: they must be written in the scenario.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,8 +27,8 @@ import numpy as np
 
 from configs.life import Life
 from configs.scenario import Scenario
-from strategies import keeping, schemes
-from strategies.base import personal
+from strategies import drift, keeping, schemes
+from strategies.base import Phase, as_it_ended, as_it_is, personal
 from strategies.privacy.gaussian import epsilon_for, mu_for
 
 
@@ -86,6 +87,10 @@ def problems(scenario: Scenario) -> Iterator[str]:
             f"life.keep={life.keep} takes importances from examples without noise, so no guarantee for examples holds; set "
             "life.keep_options.fisher=0, which weighs every number alike"
         )
+    if life.train == "drift":
+        yield from _asked(scenario)
+    elif life.detector != Life.detector or life.detector_options:
+        yield "life.detector and life.detector_options decide who trains only where life.train=drift; set that, or leave them out"
     if life.account == "partition":
         yield from _partition(scenario)
 
@@ -106,6 +111,41 @@ def _kept(scenario: Scenario) -> Iterator[str]:
             f"life.keep={life.keep} is for private.kind {' or '.join(keep.kinds)}, got '{scenario.private.kind}': of a core the frozen "
             "factors leave no other directions; use ewc or replay"
         )
+
+
+def _asked(scenario: Scenario) -> Iterator[str]:
+    """Where private training is decided on, nothing that is sent may hang on the decision, and under guarantee E it is noised."""
+    life, scheme, detector = scenario.life, schemes.of(scenario), drift.of(scenario)
+    apart = all(phase == _apart(phase) for phase in (*scheme.phases, scheme.final))
+    if not apart or "private" not in scheme.blocks or scheme.references:
+        yield (
+            f"life.train=drift decides on private training alone, and scheme '{scenario.scheme}' has none that stands apart from what "
+            "is sent and goes on from round to round; use dual or ditto, or train=always"
+        )
+    if not scenario.privacy.of_examples:
+        if detector.noise:
+            yield "life.detector_options.noise is for guarantee E, which is off; leave it out, or set privacy=example"
+        return
+    level, part = scenario.privacy.example, 1.0 if life.account == "partition" else min(shares(life))
+    most = mu_for(level.epsilon, level.delta) * part**0.5  # of the period that has least
+    if not detector.noise:
+        yield (
+            f"life.train=drift with life.detector={life.detector} looks at examples without noise, and whether a private adapter has "
+            "trained shows in it, so no guarantee for examples holds; set life.detector=paired and "
+            f"life.detector_options.noise={math.ceil(2 / most)}, or train=always"
+        )
+    elif 1 / detector.noise >= most:
+        yield (
+            f"life.detector_options.noise={detector.noise:g} takes more than a period's share of privacy.example.epsilon for the look "
+            f"alone; set {math.ceil(2 / most)}, which takes a quarter of it, or train=always"
+        )
+
+
+def _apart(phase: Phase) -> Phase:
+    """The phase, if it had no part in what is private, or none in anything else."""
+    if "private" not in phase.moves:
+        return phase
+    return phase._replace(name="private", moves=("private",), part="all", fresh=False, begin=as_it_is, end=as_it_ended)
 
 
 def _partition(scenario: Scenario) -> Iterator[str]:
