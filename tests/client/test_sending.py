@@ -25,7 +25,8 @@ def test_what_earlier_rounds_left_out_is_added_before_the_largest_are_chosen(fee
 
 def test_a_sum_leaves_out_what_is_not_in_order() -> None:
     good = Release({NAME: torch.tensor([[1.0, 2.0]])}, 2.0)
-    for bad in (torch.tensor([[torch.nan, 0.0]]), torch.tensor([[1e9, 0.0]]), torch.zeros(3, 2)):
+    huge = torch.tensor([[1e9, 0.0]])
+    for bad in (torch.tensor([[torch.nan, 0.0]]), huge, torch.zeros(3, 2)):
         (found,) = sending.summed(Scenario(), TASK, [good, Release({NAME: bad}, 1.0)], ["ann", "bob"])
         assert (found.users, found.weight) == (1, 2.0) and torch.equal(found.update[NAME], good.update[NAME])
-    assert sending.summed(Scenario(), TASK, [Release({NAME: bad}, 1.0)], ["bob"]) == []
+    assert sending.summed(Scenario(), TASK, [Release({NAME: huge}, 1.0)], ["bob"]) == []
