@@ -1,0 +1,75 @@
+"""Where edits are at home: a run's folder, or a life's, of which the last period that has a round counts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from client import base as bases
+from client import data
+from client.base import Base
+from client.editing.bench import Bench, opened
+from client.node import Node
+from client.private import PrivateStore
+from client.store import keys
+from configs.errors import InputError, unknown
+from configs.scenario import Scenario
+from server import checkpoint
+from server.checkpoint import Checkpoint
+from simulations.folders import of_flower, scenario_of
+from simulations.life import periods
+from simulations.training import World
+from strategies.base import Task
+
+
+@dataclass(frozen=True)
+class Place:
+    """What users have after a run's last round."""
+
+    scenario: Scenario
+    home: Path  # of the private store, and of the edits beside it
+    last: Checkpoint
+
+    @property
+    def task(self) -> Task:
+        """The round that would come next."""
+        return Task(self.last.round + 1, self.last.shared)
+
+
+def find(folder: Path) -> Place:
+    """Raise `InputError` where there is no run, none of its rounds is over, or its users are not here."""
+    scenario, home = scenario_of(folder), folder
+    if of_flower(folder):
+        raise InputError(f"{folder} holds a run of Flower, whose nodes keep its users; an edit is made where a user is kept")
+    if scenario.life.periods and not scenario.life.period:
+        begun = [n for n in range(1, scenario.life.periods + 1) if (periods.place(folder, n) / "checkpoint.json").exists()]
+        folder = periods.place(folder, max(begun, default=1))
+        scenario = periods.of_period(scenario, max(begun, default=1))
+    elif scenario.life.period:
+        home = folder.parent
+    last = checkpoint.latest(folder)
+    if last is None:
+        raise InputError(f"{folder} has no finished round yet")
+    return Place(scenario, home, last)
+
+
+@contextmanager
+def bench(place: Place, key: str = "", layer: int = -1, world: World | None = None) -> Iterator[Bench]:
+    """The users' models as the last round left them."""
+    base: Base = world.base if world else bases.load(place.scenario.model, place.scenario.engine.device)
+    found = world.dataset if world else data.load(place.scenario.data, base.tokenizer, place.scenario.seed, place.scenario.life)
+    node = Node(place.scenario, base, found, PrivateStore(place.home / "private", keys.read(key)))
+    try:
+        checkpoint.refuse_other(place.home, place.last, node.origin)
+        with opened(node, layer) as ready:
+            yield ready
+    finally:
+        node.close()
+
+
+def refuse_user(found: Bench, user: str) -> None:
+    """Raise `InputError` for a user who has nothing here that could be corrected."""
+    if user in found.node.dataset.unseen:
+        raise InputError(f"user '{user}' took no part in training and has no model of their own to correct")
+    if user not in found.node.dataset.users:
+        raise unknown("user", user, found.node.dataset.users)
