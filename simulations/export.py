@@ -8,27 +8,32 @@ from client import base as bases
 from client import data
 from client.adapters.fisher import fitted, needs_texts
 from client.adapters.layout import Layout
+from client.editing import records
+from client.editing.bench import placed
 from client.peft_io import save_user
 from client.private import PrivateStore
 from client.split import Split, split
 from client.store import origin
+from client.store.manifest import PRIVATE
 from client.tower import Tower
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario
 from server import checkpoint
-from simulations.folders import of_flower, scenario_of
+from simulations.edit.place import find
+from simulations.folders import of_flower
+from strategies.keeping.contract import MEMORY
 from strategies.tree import State
 
 
-def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None) -> str:
+def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None, edits: bool = True) -> str:
     """Write the model that a user has after a run's last round to ``out`` and return a text that says how to load it.
 
-    A user who was kept out of training gets the shared adapter alone, as the report scores them. Raises `InputError`.
+    ``edits``: with those that the user has made, which are not noised; the text says so. A user who was kept out of training gets the
+    shared adapter alone, as the report scores them. Raises `InputError`.
     """
-    scenario, last = scenario_of(folder), checkpoint.latest(folder)
-    if last is None:
-        raise InputError(f"{folder} has no finished round yet")
-    listed = users(folder)
+    at = find(folder)
+    scenario, last = at.scenario, at.last
+    listed = users(at.folder)
     if listed is not None:
         _check(user, listed, folder)
     base = base or bases.load(scenario.model, "cpu")
@@ -44,13 +49,20 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
     here = origin.of(scenario.seed, base, parts)
     checkpoint.refuse_other(folder, last, here)
-    stored = PrivateStore(folder / "private").load(user, last.round + 1, here) or {}
-    layouts, state = parts.model(received | parts.own(parts.start(), received) | stored)
+    stored = PrivateStore(at.home / "private").parts(user, last.round + 1, here)
+    own = {**stored.get(PRIVATE, {}), **stored.get(MEMORY, {})}
+    layouts, state = parts.model(received | parts.own(parts.start(), received) | own)
     if not listed[user]:
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
-    return save_user(base, _fitted(scenario, base, parts, layouts), state, out, f"The model of user {user}")
+    stand = records.read(records.opened(at.home), user, here) if edits and listed[user] else []
+    layouts = _fitted(scenario, base, parts, layouts)
+    if not stand:
+        return save_user(base, layouts, state, out, f"The model of user {user}")
+    added, change = placed(base, records.module_of(stand), records.merged(stand))
+    title = f"The model of user {user}, with {len(stand)} edit{'s' * (len(stand) > 1)}, which no guarantee of privacy covers"
+    return save_user(base, (*layouts, added), state | change, out, title)
 
 
 def users(folder: Path) -> dict[str, bool] | None:

@@ -12,6 +12,7 @@ from configs.scenario import HERE, load
 from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
+from strategies.editors import EDITORS
 from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
 from strategies.schemes import SCHEMES
@@ -58,6 +59,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         )
     for name, keeping in KEEPING.items():
         yield "life.keep", name, _with(first_line(keeping), keeping().paper) + _options("life.keep_options", keeping)
+    for name, editor in EDITORS.items():
+        yield "edit --with", name, _with(first_line(editor), editor().paper) + _options("--option", editor)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

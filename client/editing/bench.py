@@ -101,9 +101,7 @@ class Bench:
         inputs = self._inputs(asked[0].user, ordinary[:TEXTS])
         for first in range(0, len(asked), width):
             learnt = editor.learn(self._lesson(editor, asked[first : first + width], ordinary[:BESIDE], inputs))
-            found += [
-                {n: v[i].cpu().clone() for n, v in learnt.items()} for i in range(len(next(iter(learnt.values()))))
-            ]
+            found += [{n: v[i].cpu().clone() for n, v in learnt.items()} for i in range(len(next(iter(learnt.values()))))]
         return found
 
     def _lesson(self, editor: Editor, asked: Sequence[Asked], ordinary: Sequence[Encoded], inputs: Tensor) -> Lesson:
@@ -209,10 +207,9 @@ def layout(base: Base, module: str) -> Layout:
     return Layout(BLOCK, Adapter(rank=1, alpha=1.0), (module,), max(layer_of(base, module), 0), named, {module: {}})
 
 
-def placed(base: Base, changes: dict[str, State]) -> tuple[tuple[Layout, ...], State]:
-    """Changes as adapters beside a user's own ones, and their tensors, "edit/name"."""
-    found = tuple(layout(base, module) for module in changes)
-    return found, {f"{BLOCK}/{PREFIX}{m}.{name}": v.to(base.device) for m, change in changes.items() for name, v in change.items()}
+def placed(base: Base, module: str, change: State) -> tuple[Layout, State]:
+    """What edits come to as an adapter beside a user's own ones, and its tensors, "edit/name"."""
+    return layout(base, module), {f"{BLOCK}/{PREFIX}{module}.{name}": value.to(base.device) for name, value in change.items()}
 
 
 def _even(changes: Sequence[State]) -> list[State]:

@@ -55,8 +55,11 @@ def opened(home: Path, key: Key | None = None) -> PrivateStore:
     return PrivateStore(home / EDITS, key)
 
 
-def read(store: PrivateStore, user: str, here: Origin) -> list[Edit]:
-    """A user's edits that stand, by time. Raises `InputError` where they were made on something else than ``here``, or are damaged."""
+def read(store: PrivateStore, user: str, here: Origin | None = None) -> list[Edit]:
+    """A user's edits that stand, by time. Raises `InputError` where they were made on something else than ``here`` (None: not asked),
+
+    or are damaged.
+    """
     shelf = store.shelf()
     if shelf is None or shelf.manifest(user) is None:
         return []
@@ -65,8 +68,8 @@ def read(store: PrivateStore, user: str, here: Origin) -> list[Edit]:
     return sorted((_edit(name, parts) for name in names), key=lambda edit: (edit.made, edit.id))
 
 
-def write(store: PrivateStore, user: str, edits: Sequence[Edit], here: Origin) -> None:
-    """Let these edits stand and no others. Hold the user first."""
+def write(store: PrivateStore, user: str, edits: Sequence[Edit], here: Origin | None = None) -> None:
+    """Let these edits stand and no others. Hold the user first. ``here``: what they are for; None: what the last ones were for."""
     with disk.told(store.folder):
         shelf = store.begin()
         if not edits:
@@ -74,9 +77,10 @@ def write(store: PrivateStore, user: str, edits: Sequence[Edit], here: Origin) -
                 disk.remove(shelf.place(user))
             return
         known = shelf.manifest(user)
-        number = max((v.round for v in known.versions), default=0) + 1 if known else 1
+        last = known.versions[-1] if known and known.versions else None
+        number, origin_ = last.round + 1 if last else 1, here or (last.made.origin if last else Origin())
         state = {f"{edit.id}/{name}": value for edit in edits for name, value in _said(edit).items()}
-        shelf.put(user, number, {KIND: origin.encoded(state)}, Made(here), keep=0)
+        shelf.put(user, number, {KIND: origin.encoded(state)}, Made(origin_), keep=0)
 
 
 def joined(before: Sequence[Edit], new: Sequence[Edit]) -> list[Edit]:
@@ -92,15 +96,22 @@ def without(edits: Sequence[Edit], name: str) -> list[Edit]:
     return [edit for edit in edits if edit.id != name]
 
 
-def merged(edits: Sequence[Edit]) -> dict[str, State]:
-    """The change that edits come to together: of each module A [r, I] and B [O, r]. Edits of one editor are solved for together."""
-    groups: dict[tuple[str, str, str], list[Edit]] = {}
+def merged(edits: Sequence[Edit]) -> State:
+    """The change that edits of one module come to together: A [r, I] and B [O, r]. Those of one editor are solved for together."""
+    groups: dict[tuple[str, str], list[Edit]] = {}
     for edit in edits:
-        groups.setdefault((edit.module, edit.editor, json.dumps(edit.options, sort_keys=True)), []).append(edit)
-    found: dict[str, list[State]] = {}
-    for (module, name, _), same in groups.items():
-        found.setdefault(module, []).append(built(name, same[0].options).merge([edit.state for edit in same]))
-    return {m: {A: torch.cat([x[A] for x in each]), B: torch.cat([x[B] for x in each], 1)} for m, each in found.items()}
+        groups.setdefault((edit.editor, json.dumps(dict(edit.options), sort_keys=True)), []).append(edit)
+    found = [built(name, same[0].options).merge([edit.state for edit in same]) for (name, _), same in groups.items()]
+    return {A: torch.cat([x[A] for x in found]), B: torch.cat([x[B] for x in found], 1)} if found else {}
+
+
+def module_of(edits: Sequence[Edit], here: str = "") -> str:
+    """Whose weight a user's edits change; ``here``: which one a new edit would. Raises `InputError` where that is another."""
+    modules = {edit.module for edit in edits} | ({here} if here else set())
+    if len(modules) > 1:
+        there = next(edit.module for edit in edits if edit.module != here)
+        raise InputError(f"the user's edits change {there}, and --layer names {here}: give the layer of the former, or take them back")
+    return next(iter(modules), "")
 
 
 def _said(edit: Edit) -> State:

@@ -27,6 +27,7 @@ class Place:
     """What users have after a run's last round."""
 
     scenario: Scenario
+    folder: Path  # of the run; of a life, of its period
     home: Path  # of the private store, and of the edits beside it
     last: Checkpoint
 
@@ -37,10 +38,8 @@ class Place:
 
 
 def find(folder: Path) -> Place:
-    """Raise `InputError` where there is no run, none of its rounds is over, or its users are not here."""
+    """Raise `InputError` where there is no run, or none of its rounds is over."""
     scenario, home = scenario_of(folder), folder
-    if of_flower(folder):
-        raise InputError(f"{folder} holds a run of Flower, whose nodes keep its users; an edit is made where a user is kept")
     if scenario.life.periods and not scenario.life.period:
         begun = [n for n in range(1, scenario.life.periods + 1) if (periods.place(folder, n) / "checkpoint.json").exists()]
         folder = periods.place(folder, max(begun, default=1))
@@ -50,7 +49,13 @@ def find(folder: Path) -> Place:
     last = checkpoint.latest(folder)
     if last is None:
         raise InputError(f"{folder} has no finished round yet")
-    return Place(scenario, home, last)
+    return Place(scenario, folder, home, last)
+
+
+def refuse_flower(folder: Path) -> None:
+    """Raise `InputError` where a run's users are not here."""
+    if of_flower(folder):
+        raise InputError(f"{folder} holds a run of Flower, whose nodes keep its users; an edit is made where a user is kept")
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """What edits do, measured: whether they hold, how far they reach, and what they leave alone.
 
 Each user is given edits against what their model says: a film that they are now to have liked, or not, or a whole genre. They stand
-together. An edit is right where its prompts' likeliest answer is the new one; it generalizes where that of other prompts about the same is
-(the film in other words; other films of the genre); it is local where the answers to other films, none of which C was taken over, stay.
+together. An edit is right where its prompts' likeliest answer is the new one; it generalizes where that of other prompts about the same
+is (the film in other words; other films of the genre); it is local where the answers to other films stay, none of which C was taken
+over.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 
@@ -20,10 +17,8 @@ from client.data import encode
 from client.data.movielens import TEMPLATE
 from client.data.sources import SOURCES
 from client.data.types import Encoded, Example
-from client.editing.bench import Answer, Asked, Bench
-from client.editing.records import built
+from client.editing.bench import Asked, Bench
 from configs.errors import InputError
-from strategies.base import Task
 from strategies.editors.contract import Editor
 from strategies.tree import State, generator
 
@@ -59,8 +54,7 @@ def catalogue(bench: Bench) -> list[Film]:
     tail = TEMPLATE.partition("{film}")[2]
     texts = [e.prompt.removesuffix(tail) for e in public(scenario.data)]
     return [
-        Film(text, e, frozenset(text.rpartition(". ")[2].split(", ")))
-        for text, e in zip(texts, bench.node.dataset.public, strict=True)
+        Film(text, e, frozenset(text.rpartition(". ")[2].split(", "))) for text, e in zip(texts, bench.node.dataset.public, strict=True)
     ]
 
 
@@ -110,7 +104,7 @@ def learnt(bench: Bench, users: Mapping[str, State], found: Sequence[Case], edit
     asked = [Asked(users[case.user], case.edited, (seed, "edit")) for case in found]
     states = bench.learn(editor, asked, bench.node.dataset.public[::2])
     own = {user: [s for s, case in zip(states, found, strict=True) if case.user == user] for user in users}
-    changes = {user: editor.merge(mine) if mine else {} for user, mine in own.items()}
+    changes: dict[str, State] = {user: editor.merge(mine) if mine else {} for user, mine in own.items()}
     return changes, (time.perf_counter() - began) / len(found)
 
 

@@ -1,8 +1,8 @@
-"""What an editor is: from what goes into one linear module and from a loss to a small change of its weight, for many edits side by side.
+"""What an editor is: from what goes into one linear module, and a loss, to a small change of its weight; many edits side by side.
 
-An edit changes W by B A, with A [r, I] and B [O, r] as a LoRA of scale one has them. It is learnt by itself, on the user's model without
-other edits; which edits stand together is decided in `Editor.merge`, so the order in which they came is forgotten, and one that is
-taken back leaves nothing behind.
+An edit changes W by B A, with A [r, I] and B [O, r] as a LoRA of scale one has them. It is learnt by itself, on the user's model
+without other edits; which edits stand together is decided in `Editor.merge`, so the order in which they came is forgotten, and one
+that is taken back leaves nothing behind.
 
 Shape suffixes: E edits side by side, P positions of an edit where something is predicted, M positions of ordinary texts, R rank, I in,
 O out of the module.
@@ -25,7 +25,9 @@ class Lesson(NamedTuple):
     keys_EPI: Tensor  # what goes into the module at the edited positions; rows of zeros where an edit has fewer than another
     ordinary_MI: Tensor  # and over ordinary texts
     outputs: int  # O
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (A [E, R, I], B [E, O, R]) -> mean nll of the answer, KL elsewhere; [E] each
+    loss: Callable[
+        [Tensor, Tensor], tuple[Tensor, Tensor]
+    ]  # (A [E, R, I], B [E, O, R]) -> mean nll of the answer, KL elsewhere; [E] each
     key: tuple[object, ...]  # of randomness
 
 
