@@ -93,12 +93,16 @@ class Bench:
 
     # ------------------------------------------------------------------ learning
     def learn(self, editor: Editor, asked: Sequence[Asked], ordinary: Sequence[Encoded]) -> list[State]:
-        """Learn edits side by side: what is kept of each, in order."""
+        """Learn edits side by side: what is kept of each, in order.
+
+        ``ordinary``: texts that belong to nobody, or to the one user whose edits these all are. C is taken of the base alone, so that
+        no user's adapters enter another's edit.
+        """
         found: list[State] = []
         most = max(len(x.examples) for x in asked) + (BESIDE if editor.drifts else 0)
         longest = max(self.tower.positions(e) for x in asked for e in (*x.examples, *ordinary[:BESIDE]))
         width = max(1, self.tower.tokens_per_pass // (most * longest))
-        inputs = self._inputs(asked[0].user, ordinary[:TEXTS])
+        inputs = self._inputs([], ordinary[:TEXTS])
         for first in range(0, len(asked), width):
             learnt = editor.learn(self._lesson(editor, asked[first : first + width], ordinary[:BESIDE], inputs))
             found += [{n: v[i].cpu().clone() for n, v in learnt.items()} for i in range(len(next(iter(learnt.values()))))]
@@ -119,7 +123,7 @@ class Bench:
             nll_E = (each[:, :most] * is_own).sum(1) / counts
             return nll_E, self._drift(old, at, len(rows)).unflatten(0, (count, -1))[:, most:].mean(1) if beside else nll_E * 0
 
-        keys = [self._inputs(x.user, x.examples) for x in asked]
+        keys = [self._inputs(self._blocks([x.user]), x.examples) for x in asked]
         return Lesson(nn.utils.rnn.pad_sequence(keys, batch_first=True), inputs, sizes(self._linear())[1], loss, asked[0].key)
 
     def _drift(self, old: Tensor, at: Predicting, rows: int) -> Tensor:
@@ -127,10 +131,9 @@ class Bench:
         return kl_M.new_zeros(rows).index_add(0, at.row_M, kl_M) / torch.bincount(at.row_M, minlength=rows).clamp(min=1)
 
     @torch.no_grad()
-    def _inputs(self, user: State, examples: Sequence[Encoded]) -> Tensor:
-        """What goes into the module where something is predicted, [M, I], for one user's model without edits."""
+    def _inputs(self, blocks: Blocks, examples: Sequence[Encoded]) -> Tensor:
+        """What goes into the module where something is predicted, [M, I], under these adapters."""
         found: list[Tensor] = []
-        blocks = self._blocks([user])
         for first in range(0, len(examples), ROWS):
             some, seen = examples[first : first + ROWS], _Seen(self.module)
             self.tower(some, [*blocks, (seen, {})])  # type: ignore[list-item]

@@ -45,7 +45,7 @@ def add(run: Path, user: str, path: Path, editor: str, options: Mapping[str, flo
         states = bench.learn(
             records.built(editor, options),
             [Asked(state, e, (at.scenario.seed, user, "edit")) for _, e in wanted.values()],
-            ordinary(bench),
+            ordinary(bench, user),
         )
         made = now()
         new = [
@@ -58,12 +58,9 @@ def add(run: Path, user: str, path: Path, editor: str, options: Mapping[str, flo
         return found, time.perf_counter() - began
 
 
-def ordinary(bench: Bench) -> Sequence[Encoded]:
-    """Texts that edits are to leave alone: every second one of those that belong to nobody."""
-    found = bench.node.dataset.public[::2]
-    if not found:
-        found = tuple(e for splits in bench.node.dataset.users.values() for e in splits.train)
-    return found
+def ordinary(bench: Bench, user: str) -> Sequence[Encoded]:
+    """Texts that edits are to leave alone: every second one of those that belong to nobody, else the user's own and nobody else's."""
+    return bench.node.dataset.public[::2] or bench.node.dataset.users[user].train
 
 
 def judged(

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from client.editing import records
 from client.editing.records import Edit
 from configs.scenario import load
-from simulations.edit import place
+from simulations.edit import make, place
 from simulations.life import periods
 from strategies.editors.contract import A, B
 from strategies.files import read_state
@@ -76,6 +78,13 @@ def test_edits_change_no_bit_of_the_next_period_and_live_through_it(world: World
             assert at.scenario.life.period == 2 and at.home == folder
             assert all(len(records.read(records.opened(at.home), user)) == 1 for user in users)
     assert found[0] == found[1] and len(found[0]) >= 3
+
+
+def test_a_users_edit_is_held_to_public_texts_or_to_the_users_own_and_to_nobody_elses() -> None:
+    splits = {user: SimpleNamespace(train=(user,)) for user in ("ann", "bob")}
+    for public, texts in ((("a", "b", "c"), ("a", "c")), ((), ("bob",))):
+        bench: Any = SimpleNamespace(node=SimpleNamespace(dataset=SimpleNamespace(public=public, users=splits)))
+        assert make.ordinary(bench, "bob") == texts
 
 
 BAD = [
