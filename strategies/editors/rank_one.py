@@ -10,7 +10,8 @@ R is found by a few steps of Adam on the answer's loss, through D as it will be 
 diagonal. Several edits are solved for together: K and R are then those of all, so that each has its own change at its own keys.
 
 Deviations: keys are taken at the positions that predict the answer, as no subject is marked in the prompt, one for each token; not
-averaged over random prefixes; C is that of the base without adapters; no KL term, as C holds to ordinary texts; an answer that is sure enough is not pushed further.
+averaged over random prefixes; C is that of the base without adapters; no KL term, as C holds to ordinary texts; an answer that is sure
+enough is not pushed further.
 """
 
 import torch
