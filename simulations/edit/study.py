@@ -124,9 +124,10 @@ def _users(bench: Bench, at: place.Place, plan: Plan) -> dict[str, State]:
 
 def _rows(bench: Bench, at: place.Place, found: Sequence[Tried], seed: int, when: str) -> list[dict[str, Any]]:
     users = {case.user: bench.user(case.user, at.task) for case in found[0].cases}
+    before = {x.kind: suite.said(bench, users, x.cases, {}) for x in found if x.editor == NONE}
     return [
         {"seed": seed, "when": when, "kind": x.kind, "editor": x.editor, "count": len(x.cases), "seconds": x.seconds}
-        | suite.measure(bench, users, x.cases, x.changes)
+        | suite.measure(before[x.kind], suite.said(bench, users, x.cases, x.changes) if x.changes else before[x.kind])
         for x in found
     ]
 

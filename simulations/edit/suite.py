@@ -17,7 +17,7 @@ from client.data import encode
 from client.data.movielens import TEMPLATE
 from client.data.sources import SOURCES
 from client.data.types import Encoded, Example
-from client.editing.bench import Asked, Bench
+from client.editing.bench import Answer, Asked, Bench
 from configs.errors import InputError
 from strategies.editors.contract import Editor
 from strategies.tree import State, generator
@@ -108,16 +108,19 @@ def learnt(bench: Bench, users: Mapping[str, State], found: Sequence[Case], edit
     return changes, (time.perf_counter() - began) / len(found)
 
 
-def measure(bench: Bench, users: Mapping[str, State], found: Sequence[Case], changes: Mapping[str, State]) -> dict[str, float]:
-    """Efficacy, generality, locality and KL, each a mean over edits, of the users' models with these changes."""
-    rows: dict[str, list[float]] = {name: [] for name in ("efficacy", "generality", "locality", "kl")}
-    for case in found:
-        user, change = users[case.user], changes.get(case.user, {})
-        before, after = (
-            [bench.answers([user], [x], [part])[0] for part in (case.edited, case.alike, case.others)] for x in ({}, change)
-        )
-        rows["efficacy"].append(fmean(x.right() for x in after[0]))
-        rows["generality"].append(fmean(x.right() for x in after[1]))
-        rows["locality"].append(fmean(x.like(y) for x, y in zip(before[2], after[2], strict=True)))
-        rows["kl"].append(fmean(x.kl(y) for x, y in zip(before[2], after[2], strict=True)))
-    return {name: fmean(values) for name, values in rows.items()}
+def said(bench: Bench, users: Mapping[str, State], found: Sequence[Case], changes: Mapping[str, State]) -> list[list[list[Answer]]]:
+    """Of each case what the user's model with these changes says to the edited prompts, those alike, and unrelated ones."""
+    return [
+        [bench.answers([users[x.user]], [changes.get(x.user, {})], [part])[0] for part in (x.edited, x.alike, x.others)] for x in found
+    ]
+
+
+def measure(before: Sequence[list[list[Answer]]], after: Sequence[list[list[Answer]]]) -> dict[str, float]:
+    """Efficacy, generality, locality and KL, each a mean over edits, of what is `said` without changes and with them."""
+    pairs = [list(zip(old[2], new[2], strict=True)) for old, new in zip(before, after, strict=True)]
+    return {
+        "efficacy": fmean(fmean(x.right() for x in new[0]) for new in after),
+        "generality": fmean(fmean(x.right() for x in new[1]) for new in after),
+        "locality": fmean(fmean(x.like(y) for x, y in each) for each in pairs),
+        "kl": fmean(fmean(x.kl(y) for x, y in each) for each in pairs),
+    }
