@@ -136,7 +136,9 @@ def test_nothing_that_trains_or_answers_others_knows_edits() -> None:
 def test_the_last_edit_of_a_prompt_counts_and_one_that_is_taken_back_leaves_no_trace(tmp_path: Path) -> None:
     store, old, new = records.opened(tmp_path), edit("daughter", "Anna"), edit("daughter", "Ana", 2.0)
     records.write(store, "ann", [old, edit("film", "no")], HERE)
-    records.write(store, "ann", records.joined(records.read(store, "ann", HERE), [new]), HERE)
+    both = records.joined(records.read(store, "ann", HERE), [new])
+    assert [x.answer for x in both] == ["no", "Ana"]
+    records.write(store, "ann", both, HERE)
     stand = records.read(PrivateStore(store.folder), "ann", HERE)
     assert {x.answer for x in stand} == {"Ana", "no"} and all(torch.equal(x.state[A], new.state[A]) for x in stand if x.answer == "Ana")
     assert not any(b"Anna" in path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
