@@ -14,6 +14,7 @@ from client.editing.bench import Asked, Bench, module_of, opened
 from client.editing.records import Edit, built
 from client.node import Node
 from client.private import PrivateStore
+from client.store import receipts
 from client.store.manifest import Origin
 from client.store.shelf import Shelf
 from configs.errors import InputError
@@ -148,6 +149,13 @@ def test_the_last_edit_of_a_prompt_counts_and_one_that_is_taken_back_leaves_no_t
         records.without(records.read(store, "ann", HERE), new.id)
     records.write(store, "ann", [])
     assert records.read(store, "ann", HERE) == [] and not list(store.folder.glob("ann*"))
+
+
+def test_who_is_forgotten_has_no_edits_either(tmp_path: Path) -> None:
+    store = records.opened(tmp_path)
+    records.write(store, "ann", [edit("a", "b")], HERE)
+    receipts.forget(tmp_path, "ann", None)
+    assert not list(store.folder.glob("ann*")) and records.read(records.opened(tmp_path), "ann", HERE) == []
 
 
 def test_a_write_that_is_cut_off_leaves_the_edits_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
