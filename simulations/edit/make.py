@@ -70,8 +70,8 @@ def judged(
     change, found = records.merged(stand), list[Made]()
     for edit, some in zip(new, examples, strict=True):
         old, now_ = (bench.answers([user], [x], [some])[0] for x in ({}, change))
-        chances = [sum(x.chance() for x in answers) / len(answers) for answers in (old, now_)]
-        found.append(Made(edit, *chances, all(x.right() for x in now_)))
+        before, after = (sum(x.chance() for x in answers) / len(answers) for answers in (old, now_))
+        found.append(Made(edit, before, after, all(x.right() for x in now_)))
     return found
 
 
@@ -82,8 +82,9 @@ def listing(run: Path, user: str, key: str) -> Table:
     for column in ("id", "prompt", "answer", "editor", "module", "made"):
         table.add_column(column, no_wrap=True)
     for edit in stand:
-        more = f" and {len(edit.prompts) - 1} more" if len(edit.prompts) > 1 else ""
-        table.add_row(*map(Text, (edit.id, edit.prompts[0] + more, edit.answer, edit.editor, edit.module, edit.made)))
+        first, *rest = edit.prompts
+        shown = f"{first} and {len(rest)} more" if rest else first
+        table.add_row(*map(Text, (edit.id, shown, edit.answer, edit.editor, edit.module, edit.made)))
     return table
 
 
