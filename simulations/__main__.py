@@ -20,6 +20,7 @@ from simulations.audit.command import audit
 from simulations.bench.command import bench
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
+from simulations.edit.command import app as edit
 from simulations.life.command import due, live
 from simulations.migrate.command import app as migrate
 from simulations.scale.command import scale
@@ -191,15 +192,17 @@ def export(
     folder: FOLDER,
     user: Annotated[str, typer.Argument(help="A name in the column 'user' of FOLDER/users.csv.", metavar="USER")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must be empty or not be there yet.")],
+    edits: Annotated[bool, typer.Option("--edits/--no-edits", help="With or without what the user has corrected by 'edit'.")] = True,
 ) -> None:
     """Write one user's model for stock PEFT, and print how to load it.
 
-    FOLDER is a run's folder or a life's, USER one of those that 'show FOLDER --users 20' lists.
+    FOLDER is a run's folder or a life's, USER one of those that 'show FOLDER --users 20' lists. Edits are not noised: where
+    privacy=example promises something of what is passed on, use --no-edits.
     """
     from simulations.export import export_user
 
     usage.quiet()
-    usage.say(export_user(folder, user, out))
+    usage.say(export_user(folder, user, out, edits=edits))
 
 
 @app.command(name="list", epilog=usage.examples("list", "list --json"))
@@ -267,6 +270,7 @@ app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)
 app.add_typer(store.app, name="store")
+app.add_typer(edit, name="edit")
 
 
 def _run(scenario: Scenario, folder: Path, track: Sequence[str] = ()) -> None:

@@ -16,6 +16,8 @@ from client.adapters import KINDS, prompt
 from simulations.listing import first_line
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator, Scheme
+from strategies.editors import EDITORS
+from strategies.editors.contract import Editor
 from strategies.keeping import KEEPING
 from strategies.keeping.contract import Keeping
 from strategies.migrators import MIGRATORS
@@ -70,6 +72,7 @@ def as_json() -> str:
         "schemes": {name: _made(make) for name, make in SCHEMES.items()},
         "migrators": {name: _made(make) for name, make in MIGRATORS.items()},
         "keeping": {name: _made(make) for name, make in KEEPING.items()},
+        "editors": {name: _made(make) for name, make in EDITORS.items()},
         "private_kinds": {name: _described(_module(made)) for name, made in kinds.items()},
         "mechanisms": {name: plain(each) | _described(*each.described) for name, each in MECHANISMS.items()},
         "accountants": {name: plain(each) for name, each in ACCOUNTANTS.items()},
@@ -87,7 +90,7 @@ def plain(found: Any) -> Any:
     return found
 
 
-def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping]) -> Entry:
+def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Editor]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
     return plain(make()) | {"options": options, "about": first_line(make)}

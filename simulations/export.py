@@ -8,6 +8,8 @@ from client import base as bases
 from client import data
 from client.adapters.fisher import fitted, needs_texts
 from client.adapters.layout import Layout
+from client.editing import records
+from client.editing.bench import placed
 from client.peft_io import save_user
 from client.private import PrivateStore
 from client.split import Split, split
@@ -17,25 +19,22 @@ from client.tower import Tower
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario
 from server import checkpoint
-from simulations.folders import life_of, of_flower, scenario_of
+from simulations.edit.place import find
+from simulations.folders import of_flower
 from strategies.keeping.contract import MEMORY
 from strategies.tree import State
 
 
-def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None) -> str:
+def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None, edits: bool = True) -> str:
     """Write the model that a user has after a run's last round to ``out`` and return a text that says how to load it.
 
-    A user who was kept out of training gets the shared adapter alone, as the report scores them. Of a life it is the model after the
-    last round of its last period, with all that is kept of earlier ones applied. Raises `InputError`.
+    ``edits``: with those that the user has made, which are not noised; the text says so. A user who was kept out of training gets the
+    shared adapter alone, as the report scores them. Of a life it is the model after the last round of its last period, with all that is
+    kept of earlier ones applied. Raises `InputError`.
     """
-    asked, (folder, home) = folder, places(folder)
-    scenario, last = scenario_of(folder), checkpoint.latest(folder)
-    if last is None:
-        over = home not in (asked, folder) and (folder / "users.csv").exists()
-        raise InputError(
-            f"{asked} {f'is over, and only the last period of {home} can be exported' if over else 'has no finished round yet'}"
-        )
-    listed = users(folder) if home == folder else _ever(home)
+    at = find(folder)
+    scenario, last = at.scenario, at.last
+    listed = users(at.folder) if at.home == at.folder else _ever(at.home)
     if listed is not None:
         _check(user, listed, folder)
     base = base or bases.load(scenario.model, "cpu")
@@ -51,21 +50,20 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
     here = origin.of(scenario.seed, base, parts)
     checkpoint.refuse_other(folder, last, here)
-    kept = PrivateStore(home / "private").parts(user, last.round + 1, here)
-    own = {**kept.get(PRIVATE, {}), **kept.get(MEMORY, {})}
+    stored = PrivateStore(at.home / "private").parts(user, last.round + 1, here)
+    own = {**stored.get(PRIVATE, {}), **stored.get(MEMORY, {})}
     layouts, state = parts.model(received | parts.own(parts.start(), received) | own)
     if not listed[user]:
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
-    return save_user(base, _fitted(scenario, base, parts, layouts), state, out, f"The model of user {user}")
-
-
-def places(folder: Path) -> tuple[Path, Path]:
-    """Where the rounds are that a model is of, and where what is private lies: of a life, its last period that has a round."""
-    home = life_of(folder) or folder
-    begun = sorted(folder.glob("period-*/checkpoint.json")) if home == folder else []
-    return (begun[-1].parent if begun else folder), home
+    stand = records.read(records.opened(at.home), user, here) if edits and listed[user] else []
+    layouts = _fitted(scenario, base, parts, layouts)
+    if not stand:
+        return save_user(base, layouts, state, out, f"The model of user {user}")
+    added, change = placed(base, records.module_of(stand), records.merged(stand))
+    title = f"The model of user {user}, with {len(stand)} edit{'s' * (len(stand) > 1)}, which no guarantee of privacy covers"
+    return save_user(base, (*layouts, added), state | change, out, title)
 
 
 def _ever(life: Path) -> dict[str, bool] | None:

@@ -13,6 +13,7 @@ from server.report.controls import MEANING
 from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
 from strategies.drift import DETECTORS
+from strategies.editors import EDITORS
 from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
 from strategies.schemes import SCHEMES
@@ -62,6 +63,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
     for name, detector in DETECTORS.items():
         about = _with((detector.__doc__ or "").partition("\n")[0].removesuffix("."), detector().paper)
         yield "life.detector", name, about + _options("life.detector_options", detector)
+    for name, editor in EDITORS.items():
+        yield "edit --with", name, _with(first_line(editor), editor().paper) + _options("--option", editor)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -12,12 +12,13 @@ from configs.errors import InputError
 from strategies.privacy.ledger import JOINT, LEDGER
 
 STAGE = ".restore-"  # how folders begin in which a restore lays out a copy
+EDITS = "edits"  # corrections of what users' models say: `client.editing.records`
 ANSWERS = "answers"  # what was let out last: `client.repeats`
 
 
 def stores(at: Path, some: bool = True) -> dict[str, Path]:
     """Stores by their path from ``at``. Raises `InputError` where there are none, if there must be ``some``."""
-    folders = [*at.glob("nodes/*"), at / "private"]
+    folders = [*at.glob("nodes/*"), at / "private", at / EDITS]
     found = {
         folder.relative_to(at).as_posix(): folder for folder in sorted(folders) if any((folder / n).exists() for n in (HEAD, NEXT))
     }

@@ -10,6 +10,7 @@ from configs.scenario import Privacy, UserLevel
 from simulations import catalogue
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator, Scheme
+from strategies.editors import EDITORS
 from strategies.keeping import KEEPING
 from strategies.privacy import accounting
 from strategies.schemes import SCHEMES
@@ -28,7 +29,7 @@ def found() -> dict[str, Any]:
 
 def test_every_registered_name_is_there(found: dict[str, Any]) -> None:
     assert list(found["aggregators"]) == list(AGGREGATORS) and list(found["schemes"]) == list(SCHEMES)
-    assert list(found["keeping"]) == list(KEEPING)
+    assert list(found["keeping"]) == list(KEEPING) and list(found["editors"]) == list(EDITORS)
     assert found["private_kinds"].keys() == {*KINDS, "prompt"}
     assert found["mechanisms"].keys() == {*get_args(get_type_hints(UserLevel)["mechanism"]), "dpsgd", "discrete"}
     assert found["accountants"].keys() == set(get_args(get_type_hints(Privacy)["accountant"]))

@@ -1,0 +1,1 @@
+"""Corrections on the command line: make, list and take back a user's edits, and measure what they do."""
