@@ -7,8 +7,8 @@ model minus that under the shared one. Below 0 what is the user's own still help
 
     alarm  <=>  sum_i x_i + noise clip N(0, 1)  >  clip sqrt(2 ln(1 / alarm) (n + noise^2))
 
-A cut x has at most the tails of a normal number of deviation clip (Hoeffding 1963, lemma 1), so where units are independent and the own
-model is no worse, E x <= 0, a period raises a false alarm with a probability of at most ``alarm``, of whatever size and distribution.
+A cut x has at most the tails of a normal number of deviation clip (Hoeffding, JASA 1963), so where units are independent and cut x
+have means of 0 or less, the own model being no worse, a period raises a false alarm with a probability of at most ``alarm``.
 One unit changes the sum by at most clip: a look with noise is a Gaussian mechanism of that noise.
 
 **page_hinkley**, over periods (Page, "Continuous Inspection Schemes", Biometrika 1954; Hinkley, Biometrika 1971),

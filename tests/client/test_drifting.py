@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -44,12 +44,14 @@ def lives(base: Base, texts: Texts, tmp_path: Path) -> Any:
     """A maker of nodes with one user at a period of a life, over one store and one ledger for each name."""
 
     @contextmanager
-    def make(store: str, period: int, train: str = "drift", detector: str = "paired", **changes: Any) -> Iterator[Node]:
+    def make(
+        store: str, period: int, train: Literal["always", "drift"] = "drift", detector: str = "paired", **changes: Any
+    ) -> Iterator[Node]:
         every = [tuple(replace(e, unit=4 * t + i) for i, e in enumerate(texts(10 * t, 4, length=8))) for t in range(3)]
         users = {"ann": Splits(every[period - 1], (), tuple(texts(7, 3)))}
         earlier = {"ann": tuple(e for part in every[: period - 1] for e in part)}
         life = Life(periods=3, period=period, train=train, detector=detector, keep=changes.pop("keep", "sequential"),
-                    detector_options=changes.pop("options", {}))  # type: ignore[arg-type]  # fmt: skip
+                    detector_options=changes.pop("options", {}))  # fmt: skip
         scenario = replace(SCENARIO, scheme="dual", rounds=2, life=life, private_training=replace(SGD, lr=0.05), **changes)
         data = Dataset(users, {}, "answer", (), (), "text", earlier=earlier)
         node = Node(scenario, base, data, PrivateStore(tmp_path / store))

@@ -25,7 +25,7 @@ SETTINGS = ("rounds=1", "personalize=0", "evaluate_every=0", "data.unseen_users=
 GUARDED = ("data.users=3", "life.periods=3", "life.keep=olora", "life.train=drift", "life.detector_options.noise=6", "privacy=example",
            "privacy.example.epsilon=8", "weights=uniform")  # fmt: skip
 KILLS = 10
-SHARE = 0.3  # of a life's work that a process does at most before it is killed
+SHARE = 0.5  # of a life's work that a process does at most before it is killed
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -66,7 +66,9 @@ def killed(words: tuple[str, ...], home: Path) -> None:
     found = data.every_period(scenario.data, base.tokenizer, scenario.seed, scenario.life)
     bases.load = lambda *_: base  # both are made once
     data.every_period = lambda *_: found
-    _, all_ = lived(scenario, home / "whole", math.inf)
+    list(periods.live(scenario, home / "whole"))  # here, so that what is imported late is imported once
+    record.write(home / "whole")
+    _, all_ = lived(scenario, home / "timed", math.inf)
     draw, life, seen = random.Random(0), 0, list[Any]()
     while len(seen) < KILLS:
         was, _ = lived(scenario, home / f"{life}", draw.random() * SHARE * all_)
