@@ -14,6 +14,7 @@ from strategies.aggregators import AGGREGATORS, FLOWER
 from strategies.base import Aggregator, Scheme, as_it_ended, personal
 from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
+from strategies.newcomers import NEWCOMERS
 from strategies.schemes import SCHEMES
 
 
@@ -58,6 +59,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         )
     for name, keeping in KEEPING.items():
         yield "life.keep", name, _with(first_line(keeping), keeping().paper) + _options("life.keep_options", keeping)
+    for name, way in NEWCOMERS.items():
+        yield "newcomer --ways", name, _with(first_line(way), way().paper) + _options("NAME:OPTION=NUMBER", way)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -22,8 +22,8 @@ def render(found: Sequence[Row]) -> str:
     people = ", ".join(str(run["newcomers"]) for run in found)
     counts = list(first["have"])
     text = [
-        f"New users ({people}) of runs with seeds {seeds}, scored on the {first['part']} split. A cell is the mean over users, then over "
-        "runs (lowest to highest run)."
+        f"New users ({people}) of runs with seeds {seeds}, scored on the {first['part']} split. "
+        "A cell is the mean over users, then over runs (lowest to highest run)."
     ]
     have = "; ".join(f"{n}: {', '.join(str(run['have'][n]) for run in found)}" for n in counts)
     text += ["", f"New users who have as many examples (the others have all of theirs): {have}.", ""]

@@ -30,7 +30,7 @@ def plan(ways: str, examples: str, part: str) -> Plan:
     """Read what a person asks for: ``nearest:candidates=4`` is a way with an option. Raises `InputError`."""
     if part not in PARTS:
         raise InputError(f"--part must be test or validation, got '{part}'{nearest(part, PARTS)}")
-    made = dict(_way(item.strip()) for item in ways.split(","))
+    made = dict(_way(item.strip()) for item in ("shared", *ways.split(",")))  # what all others are held against is always there
     return Plan(made, tuple(sorted({_count(item.strip()) for item in examples.split(",")})), "test" if part == "test" else "validation")
 
 
@@ -54,15 +54,13 @@ def refuse(scenario: Scenario, folder: Path, asked: Plan) -> None:
     if not scenario.data.unseen_users:
         raise InputError("data.unseen_users is 0, so that there is no new user; make a run with data.unseen_users=60")
     if scenario.life.periods:
-        raise InputError(
-            f"life.periods is {scenario.life.periods}; new users are measured on a run of all data at once, life.periods=0"
-        )
+        raise InputError(f"life.periods is {scenario.life.periods}; new users need a run of all data at once: life.periods=0")
     scheme = schemes.of(scenario)
     if "private" not in scheme.blocks or scheme.blocks == ("private",) or scheme.twins or scheme.references or scheme.clusters > 1:
         raise InputError(f"scheme '{scenario.scheme}' has no private adapter beside one shared adapter; use a run with scheme=dual")
     if scheme.final.fresh:
         raise InputError(
-            f"scheme '{scenario.scheme}' lets private adapters begin anew, whatever they are given; use a run with scheme=dual"
+            f"scheme '{scenario.scheme}' begins private adapters anew, whatever they are given; use a run with scheme=dual"
         )
     if not scenario.personalize:
         raise InputError("personalize is 0: so many epochs a new user trains; make a run with personalize=12")
