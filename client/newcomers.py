@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn.utils.rnn import pad_sequence
 
 from client.base import Base
 from client.data.types import Encoded
@@ -22,6 +23,7 @@ from strategies.privacy.gaussian import mu_for
 from strategies.privacy.ledger import Spend
 from strategies.tree import State, stack, take
 
+ROWS = 64  # texts in a pass
 START = "start"  # what looking at a newcomer's examples is called in a ledger
 
 
@@ -35,13 +37,15 @@ def released(node: Node, before: int) -> tuple[list[str], State]:
 @torch.no_grad()
 def profiles(base: Base, texts: Mapping[str, str]) -> dict[str, Tensor]:
     """The mean last hidden state of the base over each text, float32 [E]; equal texts are read once."""
-    read = {text: _hidden(base, text) for text in dict.fromkeys(texts.values())}
+    distinct = sorted(set(texts.values()), key=len)
+    ids = [torch.tensor(base.tokenizer(text)["input_ids"]) for text in distinct]
+    read: dict[str, Tensor] = {}
+    for at in range(0, len(ids), ROWS):
+        some = ids[at : at + ROWS]  # filled up at their ends, which no earlier position of a causal model sees
+        hidden_NTE = base.model.base_model(input_ids=pad_sequence(some, batch_first=True).to(base.device)).last_hidden_state
+        means = [hidden_TE[: len(x)].float().mean(0).cpu() for hidden_TE, x in zip(hidden_NTE, some, strict=True)]
+        read |= dict(zip(distinct[at:], means, strict=False))
     return {user: read[text] for user, text in texts.items()}
-
-
-def _hidden(base: Base, text: str) -> Tensor:
-    ids_1T = torch.tensor([base.tokenizer(text)["input_ids"]], device=base.device)
-    return base.model.base_model(input_ids=ids_1T).last_hidden_state[0].float().mean(0).cpu()
 
 
 def begin(node: Node, way: Way, sent: State, user: str, task: Task, profile_E: Tensor | None = None) -> State:

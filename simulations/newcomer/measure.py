@@ -54,6 +54,7 @@ class Ready:
     shared: State
     sent: dict[str, State]
     profiles: dict[str, Tensor]
+    reading: dict[str, float]  # seconds that each newcomer's profile took
     plan: Plan
 
     def task(self, later: int, turns: tuple[str, ...] = ("final",)) -> Task:
@@ -68,10 +69,11 @@ def measure(scenario: Scenario, folder: Path, asked: Plan) -> Row:
     world = open_world(scenario)
     if not world.dataset.unseen:
         raise InputError("data.unseen_users: no user is left for it; use a smaller data.users")
-    profiles = _profiles(world, asked)
+    profiles, reading = _profiles(world, asked)
     with checkpoint.held(folder), _opened(scenario, world, folder) as node:
         node.warm()
-        ready = Ready(node, last.round, down(last.shared, scenario.wire), _sent(node, last.round, asked, profiles), profiles, asked)
+        sent = _sent(node, last.round, asked, profiles)
+        ready = Ready(node, last.round, down(last.shared, scenario.wire), sent, profiles, reading, asked)
         found, seconds = _everything(ready)
     return {
         "run": str(folder), "scenario_hash": scenario_hash(scenario), "seed": scenario.seed, "part": asked.part,
@@ -79,8 +81,7 @@ def measure(scenario: Scenario, folder: Path, asked: Plan) -> Row:
         "have": {n: _have(world, n) for n in asked.counts},
         "bytes": {name: nbytes(sent) for name, sent in ready.sent.items()}, "seconds": seconds,
         "rows": {name: {n: _means(rows) for n, rows in by.items()} for name, by in found.items()},
-        "against_usual": {name: {n: _gain(rows, found[USUAL][n]) for n, rows in by.items()} for name, by in found.items()
-                          if USUAL in found},
+        "against_usual": {name: {n: _gain(rows, found[USUAL][n]) for n, rows in by.items()} for name, by in found.items()},
     }  # fmt: skip
 
 
@@ -91,10 +92,17 @@ def _opened(scenario: Scenario, world: World, folder: Path) -> Iterator[Node]:
         yield node
 
 
-def _profiles(world: World, asked: Plan) -> dict[str, Tensor]:
-    """What the base makes of everyone's words, before adapters are on it."""
-    wanted = any(way.profiles for way in asked.ways.values())
-    return newcomers.profiles(world.base, world.dataset.profiles) if wanted else {}
+def _profiles(world: World, asked: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What the base makes of everyone's words, before adapters are on it; and the seconds of each newcomer, who is read alone."""
+    if not any(way.profiles for way in asked.ways.values()):
+        return {}, {}
+    said, reading = world.dataset.profiles, {}
+    found = newcomers.profiles(world.base, {user: said[user] for user in world.dataset.users})
+    for user in world.dataset.unseen:
+        began = time.perf_counter()
+        found |= newcomers.profiles(world.base, {user: said[user]})
+        reading[user] = time.perf_counter() - began
+    return found, reading
 
 
 def _sent(node: Node, last: int, asked: Plan, profiles: dict[str, Tensor]) -> dict[str, State]:
@@ -145,29 +153,34 @@ def _start(ready: Ready, node: Node, way: Way, name: str) -> tuple[list[Row], li
     for user in node.users():
         began = time.perf_counter()
         state = newcomers.begin(node, way, ready.sent[name], user, ready.task(1), ready.profiles.get(user))
-        took.append(time.perf_counter() - began)
+        took.append(time.perf_counter() - began + (ready.reading[user] if way.profiles else 0.0))
         node.store.save(user, ready.round, state, Made(node.origin))
-    return _scored(ready, node, "shared_private", ready.task(1)), took
+    return _scored(node, "shared_private", ready.task(1)), took
 
 
 def _trained(ready: Ready, node: Node) -> list[Row]:
     for _ in node.train(ready.task(1), node.users()):
         pass
-    return _scored(ready, node, "shared_private", ready.task(2))
+    return _scored(node, "shared_private", ready.task(2))
 
 
-def _scored(_ready: Ready, node: Node, control: str, task: Task) -> list[Row]:
+def _scored(node: Node, control: str, task: Task) -> list[Row]:
     users = node.users()
     scores = node.control(control, task, "test", users)
+    return _rows(node, users, scores) if scores else []
+
+
+def _rows(node: Node, users: Sequence[str], scores: Sequence[Tensor]) -> list[Row]:
+    """Each user's metrics; {} where they have nothing to be scored on."""
     tests = [node.dataset.users[user].test for user in users]
-    return [node.metrics(s, t) if len(t) else {} for s, t in zip(scores or (), tests, strict=True)] if scores else []
+    return [node.metrics(s, t) if len(t) else {} for s, t in zip(scores, tests, strict=True)]
 
 
 def _controls(ready: Ready, n: int) -> Iterator[tuple[str, list[Row]]]:
     """The rows that need no way."""
     with _newcomers(ready, n) as node:
         for name in ("base", "shared", "majority"):
-            if rows := _scored(ready, node, name, ready.task(1)):
+            if rows := _scored(node, name, ready.task(1)):
                 yield name, rows
         if node.dataset.label_ids:
             yield "user_bias", _user_bias(ready, node, n)
@@ -185,8 +198,7 @@ def _user_bias(ready: Ready, node: Node, n: int) -> list[Row]:
     both.dataset = replace(node.dataset, users={**seen, **node.dataset.users})
     scores = both.control("user_bias", ready.task(1), "test", [*seen, *node.users()])
     assert scores is not None
-    own = zip(scores[len(seen) :], node.users(), strict=True)
-    return [node.metrics(s, node.dataset.users[user].test) if len(node.dataset.users[user].test) else {} for s, user in own]
+    return _rows(node, node.users(), scores[len(seen) :])
 
 
 def _have(world: World, n: int) -> int:

@@ -30,9 +30,13 @@ def render(found: Sequence[Row]) -> str:
     for metric, meaning in MEANING.items():
         if all(metric in run["rows"]["shared"][counts[0]] for run in found):
             text += [f"{meaning}:", "", *_table(found, counts, metric), ""]
-    if all(run["against_usual"] for run in found):
-        text += [f"Nats against {WORDS[USUAL]}, below zero is better; in brackets, in how many runs the 95 % interval over users lies"
-                 " below and above zero:", "", *_gains(found, counts), ""]  # fmt: skip
+    text += [
+        f"Nats against {WORDS[USUAL]}; below zero is better. In brackets: in how many runs the 95 % interval over users lies below "
+        "zero, and in how many above:",
+        "",
+        *_gains(found, counts),
+        "",
+    ]
     return "\n".join([*text, "A start:", "", *_starts(found, counts), ""])
 
 

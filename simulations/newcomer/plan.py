@@ -31,17 +31,20 @@ def plan(ways: str, examples: str, part: str) -> Plan:
     if part not in PARTS:
         raise InputError(f"--part must be test or validation, got '{part}'{nearest(part, PARTS)}")
     made = dict(_way(item.strip()) for item in ("shared", *ways.split(",")))  # what all others are held against is always there
-    return Plan(made, tuple(sorted({_count(item.strip()) for item in examples.split(",")})), "test" if part == "test" else "validation")
+    counts = tuple(sorted({_count(item.strip()) for item in examples.split(",")}))
+    return Plan(made, counts, "test" if part == "test" else "validation")
 
 
 def place(word: str, overrides: Sequence[str]) -> tuple[Scenario, Path]:
     """The scenario and the folder of a run, or of the run that a scenario will have. Raises `InputError`."""
     folder = Path(word)
     if not folders.is_run(folder):
-        if folder.is_dir() or not (folder.suffix or Path(folder.name) == folder):
-            return folders.scenario_of(folder), folder  # raises
+        if folder.is_dir() or (len(folder.parts) > 1 and not folder.suffix):
+            return folders.scenario_of(folder), folder  # raises, with the nearest run
         scenario = load(word, overrides)
-        return scenario, Path("runs") / label(scenario)
+        place = Path("runs") / label(scenario)
+        folders.refuse(scenario, place)
+        return scenario, place
     old = folders.scenario_of(folder)
     scenario = folders.scenario_of(folder, list(overrides))
     if scenario_hash(scenario) != scenario_hash(old):

@@ -56,16 +56,16 @@ def ridge(x_KE: Tensor, y_KP: Tensor) -> Tensor:
     users = len(x_KE)
     value_K, vector_KK = torch.linalg.eigh(x_KE @ x_KE.T)
     value_K, turned_KP = value_K.clamp(min=0), vector_KK.T @ y_KP
-    best, found = float(_left_out(torch.zeros_like(value_K), vector_KK, y_KP, turned_KP)), torch.zeros(x_KE.shape[1], y_KP.shape[1])
+    best, found = float(left_out(torch.zeros_like(value_K), vector_KK, y_KP, turned_KP)), torch.zeros(x_KE.shape[1], y_KP.shape[1])
     for strength in RIDGES if users > 2 else ():
         r = strength * float(value_K.sum()) / users
-        error = float(_left_out(value_K / (value_K + r), vector_KK, y_KP, turned_KP)) if r else best
+        error = float(left_out(value_K / (value_K + r), vector_KK, y_KP, turned_KP)) if r else best
         if error < best:
             best, found = error, x_KE.T @ (vector_KK @ (turned_KP / (value_K + r).unsqueeze(1)))
     return found
 
 
-def _left_out(kept_K: Tensor, vector_KK: Tensor, y_KP: Tensor, turned_KP: Tensor) -> Tensor:
+def left_out(kept_K: Tensor, vector_KK: Tensor, y_KP: Tensor, turned_KP: Tensor) -> Tensor:
     """Sum of squared errors on users left out one by one, where the fit keeps so much of each direction, and the mean besides."""
     hat_K = (vector_KK.square() * kept_K).sum(1) + 1 / len(y_KP)
     left_KP = y_KP - vector_KK @ (kept_K.unsqueeze(1) * turned_KP)

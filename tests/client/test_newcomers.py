@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from client import newcomers
+from client.base import Base
 from client.node import Node
 from client.purse import Purse
 from client.store.manifest import Made
@@ -127,3 +128,14 @@ def test_released_adapters_are_those_that_are_there(nodes: Nodes) -> None:
 def test_the_first_units_are_whole(texts: Texts) -> None:
     examples = [replace(e, unit=u) for e, u in zip(texts(1, 6), (2, 2, 4, 4, 4, 7), strict=True)]
     assert [len(newcomers.first(examples, n)) for n in (0, 1, 2, 3, 9)] == [0, 2, 5, 6, 6]
+
+
+def test_a_profile_is_read_as_if_it_were_alone(base: Base, tokenizer: Any) -> None:
+    base = replace(base, tokenizer=tokenizer)
+    said = {"ann": "w1 w2 w3 w4 w5", "bob": "w7 w8", "cat": "w1 w2 w3 w4 w5"}
+    found = newcomers.profiles(base, said)
+    for user, text in said.items():
+        with torch.no_grad():
+            hidden = base.model.base_model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
+        torch.testing.assert_close(found[user], hidden.mean(0), atol=1e-5, rtol=1e-5)
+    assert torch.equal(found["ann"], found["cat"]) and not torch.allclose(found["ann"], found["bob"])

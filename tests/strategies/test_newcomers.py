@@ -1,6 +1,8 @@
 """Ways to begin with a new user: each is what its formula says, and none is let near what may not be released."""
 
+import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -153,3 +155,11 @@ def test_what_cannot_be_added_and_what_is_no_option_is_refused() -> None:
                                 ("nearest", {"bound": 0}, "above 0")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             newcomers.build(name, options)
+
+
+def test_the_page_names_every_way_and_every_option() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "lifelong.md").read_text().partition("## A new user")[2]
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for name, make in NEWCOMERS.items():
+        for option in inspect.signature(make).parameters.values():
+            assert f"`{option.name} = {option.default:g}`" in rows[name], (name, option.name)
