@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,22 @@ USUAL = f"shared{TRAINED}"  # what is done without any of this
 Row = dict[str, Any]
 
 
+class Seconds(NamedTuple):
+    """How long something took."""
+
+    wall: float
+    cpu: float  # of this process: what the wall would say on a machine with nothing else to do, but for waiting on a disk
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        """Two clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, began: "Seconds") -> "Seconds":
+        """From one moment to another."""
+        return Seconds(self.wall - began.wall, self.cpu - began.cpu)
+
+
 @dataclass(frozen=True)
 class Ready:
     """A run's node, and what new users of it are sent."""
@@ -54,7 +70,7 @@ class Ready:
     shared: State
     sent: dict[str, State]
     profiles: dict[str, Tensor]
-    reading: dict[str, float]  # seconds that each newcomer's profile took
+    reading: dict[str, Seconds]  # what each newcomer's profile took
     plan: Plan
 
     def task(self, later: int, turns: tuple[str, ...] = ("final",)) -> Task:
@@ -92,16 +108,16 @@ def _opened(scenario: Scenario, world: World, folder: Path) -> Iterator[Node]:
         yield node
 
 
-def _profiles(world: World, asked: Plan) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """What the base makes of everyone's words, before adapters are on it; and the seconds of each newcomer, who is read alone."""
+def _profiles(world: World, asked: Plan) -> tuple[dict[str, Tensor], dict[str, Seconds]]:
+    """What the base makes of everyone's words, before adapters are on it; and how long each newcomer's took, who is read alone."""
     if not any(way.profiles for way in asked.ways.values()):
         return {}, {}
     said, reading = world.dataset.profiles, {}
     found = newcomers.profiles(world.base, {user: said[user] for user in world.dataset.users})
     for user in world.dataset.unseen:
-        began = time.perf_counter()
+        began = Seconds.now()
         found |= newcomers.profiles(world.base, {user: said[user]})
-        reading[user] = time.perf_counter() - began
+        reading[user] = Seconds.now().since(began)
     return found, reading
 
 
@@ -126,7 +142,10 @@ def _everything(ready: Ready) -> tuple[dict[str, dict[int, list[Row]]], Row]:
             with _newcomers(ready, n) as node:
                 started, took = _start(ready, node, way, name)
                 found.setdefault(f"{name}{START}", {})[n] = started
-                seconds.setdefault(name, {})[n] = {"median": statistics.median(took), "most": max(took)}
+                seconds.setdefault(name, {})[n] = {
+                    "median": statistics.median(x.wall for x in took), "most": max(x.wall for x in took),
+                    "cpu_median": statistics.median(x.cpu for x in took), "cpu_most": max(x.cpu for x in took),
+                }  # fmt: skip
                 found.setdefault(f"{name}{TRAINED}", {})[n] = _trained(ready, node) if n else started
     return found, seconds
 
@@ -147,13 +166,14 @@ def _cut(users: dict[str, Splits], n: int, part: str) -> dict[str, Splits]:
     return {user: Splits(newcomers.first(s.train, n), (), getattr(s, part)) for user, s in users.items()}
 
 
-def _start(ready: Ready, node: Node, way: Way, name: str) -> tuple[list[Row], list[float]]:
+def _start(ready: Ready, node: Node, way: Way, name: str) -> tuple[list[Row], list[Seconds]]:
     """Let a way begin with every newcomer: a row each, and how long each took."""
     took = []
     for user in node.users():
-        began = time.perf_counter()
+        began, read = Seconds.now(), ready.reading[user] if way.profiles else Seconds(0.0, 0.0)
         state = newcomers.begin(node, way, ready.sent[name], user, ready.task(1), ready.profiles.get(user))
-        took.append(time.perf_counter() - began + (ready.reading[user] if way.profiles else 0.0))
+        spent = Seconds.now().since(began)
+        took.append(Seconds(spent.wall + read.wall, spent.cpu + read.cpu))
         node.store.save(user, ready.round, state, Made(node.origin))
     return _scored(node, "shared_private", ready.task(1)), took
 
