@@ -1,7 +1,7 @@
 """What is asked of new users, and what is refused before a model is loaded or a file is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,10 @@ def plan(ways: str, examples: str, part: str) -> Plan:
 
 
 def place(word: str, overrides: Sequence[str]) -> tuple[Scenario, Path]:
-    """The scenario and the folder of a run, or of the run that a scenario will have. Raises `InputError`."""
+    """The scenario and the folder of a run, or of the run that a scenario will have. Raises `InputError`.
+
+    Of a run that is there ``private_training`` may be another: it is then how new users train, and says nothing of the others.
+    """
     folder = Path(word)
     if not folders.is_run(folder):
         if folder.is_dir() or (len(folder.parts) > 1 and not folder.suffix):
@@ -47,8 +50,11 @@ def place(word: str, overrides: Sequence[str]) -> tuple[Scenario, Path]:
         return scenario, place
     old = folders.scenario_of(folder)
     scenario = folders.scenario_of(folder, list(overrides))
-    if scenario_hash(scenario) != scenario_hash(old):
-        raise InputError(f"{folder} is a run that is there: only engine.* may be set anew; give a scenario's name to make another run")
+    if scenario_hash(replace(scenario, private_training=old.private_training)) != scenario_hash(old):
+        raise InputError(
+            f"{folder} is a run that is there: only engine.* and private_training.* (how new users train) may be set anew; give a "
+            "scenario's name to make another run"
+        )
     return scenario, folder
 
 
@@ -71,7 +77,8 @@ def refuse(scenario: Scenario, folder: Path, asked: Plan) -> None:
         newcomers.refuse(scenario, name, way)
     if any(way.profiles for way in asked.ways.values()):
         _refuse_speechless(scenario)
-    folders.refuse_folder(scenario, folder)
+    if folders.of_flower(folder):
+        raise InputError(f"{folder} holds a run of Flower, whose nodes keep its private adapters; give a run of this process")
 
 
 def refuse_unfinished(scenario: Scenario, folder: Path) -> checkpoint.Checkpoint:

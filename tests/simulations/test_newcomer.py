@@ -61,6 +61,10 @@ def test_runs_are_laid_side_by_side_and_say_the_same_twice(served: tuple[Path, d
     both = json.loads((here / "both" / "newcomer.json").read_text())["runs"]
     assert both[0]["rows"] == both[1]["rows"]
     assert both[0]["rows"]["mean, trained"] == first["runs"][0]["rows"]["mean, trained"]
+    still = call("newcomer", run, "private_training.lr=0", "--ways", "mean", "--examples", "3", "--out", here / "still")
+    assert still.code == 0, still.err
+    (alone,) = json.loads((here / "still" / "newcomer.json").read_text())["runs"]
+    assert alone["rows"]["mean, trained"] == alone["rows"]["mean, start"] == {"3": both[0]["rows"]["mean, start"]["3"]}
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(world: World, served: tuple[Path, dict[str, Any]], here: Path) -> None:
@@ -80,7 +84,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(world: World, served: tuple[Pat
         ((run, "--ways", "nearest:candidates=x"), "must be a number"),
         ((run, "--examples", "1,-2"), "--examples must be counts"),
         ((run, "--part", "tset"), "did you mean 'test'?"),
-        ((run, "rounds=2", "--ways", "mean"), "only engine.* may be set anew"),
+        ((run, "rounds=2", "--ways", "mean"), "only engine.* and private_training.*"),
         ((run, run, "--ways", "mean"), "--out is needed with 2 runs"),
         ((run.parent / "rum", "--ways", "mean"), "holds no run"),
         (("demoo", "--ways", "mean"), "no scenario 'demoo' (did you mean 'demo'?)"),
