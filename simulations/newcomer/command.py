@@ -18,7 +18,7 @@ WORDS = Annotated[
 
 def newcomer(
     words: WORDS = None,
-    ways: Annotated[str, typer.Option(help="Ways to begin, between commas: see 'list'; nearest:candidates=4 sets an option.")] = (
+    ways: Annotated[str, typer.Option(help="Ways to begin, between commas: see 'list'; nearest:candidates=8 sets an option.")] = (
         "shared,mean,nearest,hypernet"
     ),
     examples: Annotated[str, typer.Option(help="How many examples a new user has, between commas.")] = "0,1,5,20,100",

@@ -27,7 +27,7 @@ class Plan:
 
 
 def plan(ways: str, examples: str, part: str) -> Plan:
-    """Read what a person asks for: ``nearest:candidates=4`` is a way with an option. Raises `InputError`."""
+    """Read what a person asks for: ``nearest:candidates=8`` is a way with an option. Raises `InputError`."""
     if part not in PARTS:
         raise InputError(f"--part must be test or validation, got '{part}'{nearest(part, PARTS)}")
     made = dict(_way(item.strip()) for item in ("shared", *ways.split(",")))  # what all others are held against is always there

@@ -28,7 +28,7 @@ SHARES = "shares"  # [J], beside the candidates
 TURNS = 50  # of k-means, at most
 
 
-def nearest(candidates: float = 8, share: float = 0.1, bound: float = 1.0) -> Way:
+def nearest(candidates: float = 4, share: float = 0.1, bound: float = 1.0) -> Way:
     """Begin with a mixture of what others have, by how well each fits the examples; ``candidates``: so many centres, 0: everyone."""
     if candidates < 0 or candidates != int(candidates):
         raise InputError(f"candidates of nearest must be 0 (everyone) or a count, got {candidates:g}")
