@@ -23,6 +23,7 @@ from simulations.deploy.command import app as deploy
 from simulations.edit.command import app as edit
 from simulations.life.command import due, live
 from simulations.migrate.command import app as migrate
+from simulations.newcomer.command import newcomer
 from simulations.scale.command import scale
 from simulations.synthetic.command import synthetic
 
@@ -266,6 +267,9 @@ app.command(epilog=usage.examples("attack", "attack results data.users=20 --out 
 app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))(bench)
 app.command(epilog=usage.examples("live", "live life life.keep=ewc", "live life --keep sequential,replay,ewc --seeds 3"))(live)
 app.command(epilog=usage.examples("due my.yaml --run lab/home/runs", "due my.yaml --run lab/home/runs --examples 20 --users 5"))(due)
+app.command(epilog=usage.examples(
+    "newcomer demo data.unseen_users=60", "newcomer runs/s0 runs/s1 --ways shared,nearest --examples 0,5 --out newcomers"
+))(newcomer)  # fmt: skip
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)

@@ -22,6 +22,8 @@ from strategies.keeping import KEEPING
 from strategies.keeping.contract import Keeping
 from strategies.migrators import MIGRATORS
 from strategies.migrators.terms import Migrator
+from strategies.newcomers import NEWCOMERS
+from strategies.newcomers.contract import Way
 from strategies.privacy import clipping, discrete, local, matrix, user_level
 from strategies.schemes import SCHEMES
 
@@ -65,7 +67,7 @@ ACCOUNTANTS: Mapping[str, Accountant] = {
 
 
 def as_json() -> str:
-    """Every aggregator, scheme, way to keep, private kind, privacy mechanism and accountant by its name, as JSON."""
+    """Every aggregator, scheme, way to keep, way to begin, private kind, privacy mechanism and accountant by its name, as JSON."""
     kinds = {name: kind.init for name, kind in KINDS.items()} | {"prompt": prompt.init_prompt}
     tree = {
         "aggregators": {name: _made(make) | _turns(make()) for name, make in AGGREGATORS.items()},
@@ -73,6 +75,7 @@ def as_json() -> str:
         "migrators": {name: _made(make) for name, make in MIGRATORS.items()},
         "keeping": {name: _made(make) for name, make in KEEPING.items()},
         "editors": {name: _made(make) for name, make in EDITORS.items()},
+        "newcomers": {name: _made(make) for name, make in NEWCOMERS.items()},
         "private_kinds": {name: _described(_module(made)) for name, made in kinds.items()},
         "mechanisms": {name: plain(each) | _described(*each.described) for name, each in MECHANISMS.items()},
         "accountants": {name: plain(each) for name, each in ACCOUNTANTS.items()},
@@ -90,7 +93,7 @@ def plain(found: Any) -> Any:
     return found
 
 
-def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Editor]) -> Entry:
+def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Editor | Way]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
     return plain(make()) | {"options": options, "about": first_line(make)}

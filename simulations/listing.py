@@ -16,6 +16,7 @@ from strategies.drift import DETECTORS
 from strategies.editors import EDITORS
 from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
+from strategies.newcomers import NEWCOMERS
 from strategies.schemes import SCHEMES
 
 
@@ -65,6 +66,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         yield "life.detector", name, about + _options("life.detector_options", detector)
     for name, editor in EDITORS.items():
         yield "edit --with", name, _with(first_line(editor), editor().paper) + _options("--option", editor)
+    for name, way in NEWCOMERS.items():
+        yield "newcomer --ways", name, _with(first_line(way), way().paper) + _options("NAME:OPTION=NUMBER", way)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -43,7 +43,9 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
     found = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels, life)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
-    whole = Dataset({}, {}, task, labels, ids, source.unit, nobodys)
+    said = source.profiles() if source.profiles else {}
+    profiles = {user: said[user] for user in (*users, *unseen) if user in said}
+    whole = Dataset({}, {}, task, labels, ids, source.unit, nobodys, profiles=profiles)
     return [
         replace(
             whole,

@@ -43,6 +43,12 @@ def films(data: Data) -> list[Example]:
     return [Example(_prompt(row), labels[0], 0.0, row["item_id"]) for row in _table("item")]
 
 
+def profiles() -> dict[str, str]:
+    """What each user says about themselves: ``24 years old, man, technician``. The postal code tells too much, and is left out."""
+    words = {"M": "man", "F": "woman"}
+    return {row["user_id"]: f"{row['age']} years old, {words[row['gender']]}, {row['occupation']}" for row in _table("user")}
+
+
 def _table(name: str) -> list[dict[str, str]]:
     header, *rows = wheels.read(wheels.MOVIELENS, f"{_FOLDER}.{name}").decode().splitlines()
     columns = [column.partition(":")[0] for column in header.split("\t")]  # "rating:float"
@@ -57,4 +63,5 @@ def _prompt(film: dict[str, str]) -> str:
     return TEMPLATE.format(film=f"{title}{year}" + (f". {', '.join(genres)}" if genres else ""))
 
 
-SOURCE = Source(read, "choice", LABELS, "one rating", "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms", films)
+ABOUT = "MovieLens 100K: 943 users, 100,000 ratings of films; GroupLens' terms"
+SOURCE = Source(read, "choice", LABELS, "one rating", ABOUT, films, profiles)

@@ -62,6 +62,7 @@ class Dataset:
     public: tuple[Encoded, ...] = ()  # texts that belong to nobody; factors of a core may be fitted to them
     earlier: dict[str, tuple[Encoded, ...]] = field(default_factory=dict)  # of a period: what users trained on in those before it
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a period: how many examples, in each up to it
+    profiles: dict[str, str] = field(default_factory=dict)  # what users say about themselves, where the source has it
 
 
 class Source(NamedTuple):
@@ -73,3 +74,4 @@ class Source(NamedTuple):
     unit: str  # the privacy unit in words
     about: str  # one line: what it is, its licence
     public: Callable[[Data], list[Example]] | None = None  # texts that belong to no user, such as a catalogue
+    profiles: Callable[[], dict[str, str]] | None = None  # user -> what they say about themselves, and publish
