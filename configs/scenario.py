@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from configs.plain import plain
 from configs.wire import Wire
 
 HERE = Path(__file__).resolve().parent
+MARK = re.compile(r"[0-9a-f]{16}(:[0-9]+)?")
 
 
 def _require(ok: bool, name: str, rule: str, value: object) -> None:
@@ -98,8 +100,11 @@ class Data:
     max_chunks: int = 0  # of one text at most so many, evenly spread over it; 0: all
     train: float = 0.7  # share of each user's examples, the earliest
     validation: float = 0.1  # the next; the rest is the test split
+    without: tuple[str, ...] = ()  # marks of users, or of their units as MARK:UNIT, that were forgotten: see 'forget'
 
     def __post_init__(self) -> None:
+        for said in self.without:
+            _require(bool(MARK.fullmatch(said)), "data.without", "16 hexadecimal digits, or these with :UNIT", said)
         for name in ("users", "unseen_users", "max_examples", "max_chunks"):
             _require(getattr(self, name) >= 0, f"data.{name}", "0 or more", getattr(self, name))
         _require(self.min_examples >= 3, "data.min_examples", "at least 3 (one per split)", self.min_examples)
@@ -356,6 +361,8 @@ def scenario_hash(scenario: Scenario) -> str:
     late = [key for key in LATE if not tree[key]] + ["wire"] * (scenario.wire == Wire()) + ["life"] * (scenario.life == Life())
     for key in ("engine", "name", *late):
         del tree[key]
+    if not scenario.data.without:
+        del tree["data"]["without"]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
