@@ -20,6 +20,7 @@ from simulations.audit.command import audit
 from simulations.bench.command import bench
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
+from simulations.forget.command import forget
 from simulations.life.command import live
 from simulations.migrate.command import app as migrate
 from simulations.scale.command import scale
@@ -253,6 +254,9 @@ app.command(epilog=usage.examples("audit --quick", "audit privacy.user.epsilon=1
 app.command(epilog=usage.examples("attack", "attack results data.users=20 --out attacks.json"))(attack)
 app.command(epilog=usage.examples("bench --quick", "bench --only fused_vs_pooled", "bench --profile"))(bench)
 app.command(epilog=usage.examples("live", "live life life.keep=ewc", "live life --keep sequential,replay,ewc --seeds 3"))(live)
+app.command(epilog=usage.examples(
+    "forget runs/demo-0a1b2c3d4e5f 405", "forget runs/demo-0a1b2c3d4e5f 405", "forget runs/demo-0a1b2c3d4e5f 405 --examples 0,3 --purge"
+))(forget)  # fmt: skip
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)

@@ -22,6 +22,8 @@ from strategies.migrators import MIGRATORS
 from strategies.migrators.terms import Migrator
 from strategies.privacy import clipping, discrete, local, matrix, user_level
 from strategies.schemes import SCHEMES
+from strategies.unlearning import WAYS
+from strategies.unlearning.contract import Way
 
 Entry = dict[str, Any]
 ARXIV = re.compile(r"arXiv:?\s+(\d{4}\.\d{4,5})")
@@ -70,6 +72,7 @@ def as_json() -> str:
         "schemes": {name: _made(make) for name, make in SCHEMES.items()},
         "migrators": {name: _made(make) for name, make in MIGRATORS.items()},
         "keeping": {name: _made(make) for name, make in KEEPING.items()},
+        "unlearning": {name: _made(make) for name, make in WAYS.items()},
         "private_kinds": {name: _described(_module(made)) for name, made in kinds.items()},
         "mechanisms": {name: plain(each) | _described(*each.described) for name, each in MECHANISMS.items()},
         "accountants": {name: plain(each) for name, each in ACCOUNTANTS.items()},
@@ -87,7 +90,7 @@ def plain(found: Any) -> Any:
     return found
 
 
-def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping]) -> Entry:
+def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Way]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
     return plain(make()) | {"options": options, "about": first_line(make)}

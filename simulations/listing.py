@@ -15,6 +15,7 @@ from strategies.base import Aggregator, Scheme, as_it_ended, personal
 from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
 from strategies.schemes import SCHEMES
+from strategies.unlearning import WAYS
 
 
 def listing() -> Table:
@@ -58,6 +59,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         )
     for name, keeping in KEEPING.items():
         yield "life.keep", name, _with(first_line(keeping), keeping().paper) + _options("life.keep_options", keeping)
+    for name, way in WAYS.items():
+        yield "forget --with", name, _with(first_line(way), way().paper) + _options("--option", way)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

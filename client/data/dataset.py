@@ -43,7 +43,9 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
     users = [user for user in chosen if user in read]
     labels = _labels(source, data, read) if task == "choice" else ()
     ids = label_ids(tokenizer, labels) if labels else ()
-    found = without.units(_splits({u: read[u] for u in (*users, *unseen) if u in read}, data, tokenizer, task, labels, life), data, life)
+    found = without.units(
+        _splits({u: read[u] for u in (*users, *unseen) if u in read}, data, tokenizer, task, labels, life), data, life
+    )
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
     whole = Dataset({}, {}, task, labels, ids, source.unit, nobodys)

@@ -4,9 +4,10 @@ With P what comes out with the unit in the data and Q what comes out without it:
 
     P[event] <= e^epsilon Q[event] + delta,  and the other way round
 
-Kairouz, Oh & Viswanath, "The Composition Theorem for Differential Privacy", ICML 2015, arXiv 1311.0776, theorem 2.1: the tests that this
-leaves have miss rate + e^epsilon false rate >= 1 - delta and false rate + e^epsilon miss rate >= 1 - delta. Groups: Dwork & Roth, "The
-Algorithmic Foundations of Differential Privacy", theorem 2.2, with its delta over k steps: delta (e^(k epsilon) - 1) / (e^epsilon - 1).
+Kairouz, Oh & Viswanath, "The Composition Theorem for Differential Privacy", ICML 2015, arXiv 1311.0776, theorem 2.1: the tests that
+this leaves have miss rate + e^epsilon false rate >= 1 - delta, and false rate + e^epsilon miss rate >= 1 - delta. Groups of k: Dwork &
+Roth, "The Algorithmic Foundations of Differential Privacy", theorem 2.2, with the delta of k steps, delta (e^(k epsilon) - 1) /
+(e^epsilon - 1).
 """
 
 import math
