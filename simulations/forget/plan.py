@@ -82,9 +82,17 @@ def plan(run: Path, users: Sequence[str], examples: str, how: str, options: dict
         alone = old.private_from == old.rounds  # what is private had no turn but the last: nor has it now
         new = replace(new, rounds=old.rounds + way.rounds, private_from=old.private_from + alone * way.rounds)
     found = Plan(run, old, new, asked, units, how, options, out or run.parent / f"{label(new)}-{how}")
-    if found.out.exists():
+    if found.out.exists() and not whole(found):
         raise InputError(f"{found.out} exists already; choose another folder with --out, or remove it")
     return found
+
+
+def whole(asked: Plan) -> bool:
+    """Whether the very run that is asked for is there already."""
+    path = asked.out / FILE
+    there = json.loads(path.read_text()) if path.exists() else {}
+    said = {"users": asked.marks, "way": asked.how, "options": asked.options, "run": str(asked.run)}
+    return all(there.get(name) == value for name, value in said.items())
 
 
 def known(run: Path, scenario: Scenario) -> list[str]:

@@ -17,7 +17,6 @@ from simulations.forget.plan import Plan
 from simulations.life import periods
 from simulations.training import World
 from strategies.base import Task
-from strategies.privacy.ledger import JOINT, LEDGER
 from strategies.unlearning import bounds
 
 CLOCK = ("train", "aggregate")  # the parts of a round's seconds that are training
@@ -78,7 +77,8 @@ def _groups(asked: Plan, data: Dataset) -> membership.Asked:
         (user,) = asked.users
         trained = trained_on(data, user)
         gone, stay = ([e for e in trained if (e.unit in asked.units) is there] for there in (True, False))
-        return membership.Asked({user: gone}, {user: data.users[user].test}, {user: stay}, single=True)
+        tests = data.users[user].test if user in data.users else ()
+        return membership.Asked({user: gone}, {user: tests}, {user: stay}, single=True)
     others = [user for user in data.users if user not in asked.users][: max(len(asked.users), 10)]
     return membership.Asked(
         {user: trained_on(data, user) for user in asked.users},
@@ -107,7 +107,7 @@ def _home(asked: Plan) -> Path:
 
 
 def _ledgers(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for name in (LEDGER, JOINT) for path in folder.rglob(name))
+    return sorted(path.relative_to(folder).as_posix() for name in search.LEDGERS for path in folder.rglob(name))
 
 
 # ---------------------------------------------------------------------- for people

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from client import base as bases
@@ -19,7 +18,7 @@ from client.node import Node
 from client.private import PrivateStore
 from client.store.shelf import transfer
 from configs.errors import InputError
-from configs.scenario import Scenario
+from configs.scenario import Privacy
 from server import checkpoint
 from server.checkpoint import Checkpoint
 from server.finish import finish
@@ -27,6 +26,7 @@ from server.sampling import invited, sample
 from server.span import last_round
 from simulations.forget import life, report, verify
 from simulations.forget.plan import FILE, NOTE, Plan, begin
+from simulations.forget.search import LEDGERS
 from simulations.migrate.node import copy_ledgers
 from simulations.run import run as run_scenario
 from simulations.training import World
@@ -38,10 +38,14 @@ Say = Callable[[str], None]
 
 
 def forget(asked: Plan, check: bool = False, say: Say = lambda _text: None) -> dict[str, Any]:
-    """Make the new run in ``asked.out`` and return what its `forget.json` holds. Raises `InputError`.
+    """Make the new run in ``asked.out``, unless it is there, and return what its `forget.json` holds. Raises `InputError`.
 
     ``check``: make a run of data in which the forgotten never were, too, and compare.
     """
+    if check and asked.old.life.periods:
+        raise InputError("--check compares runs, and this is a life; leave it out")
+    if asked.out.exists():
+        return json.loads((asked.out / FILE).read_text())
     with checkpoint.held(asked.run):
         begin(asked)
         try:
@@ -61,8 +65,9 @@ def _made(asked: Plan, check: bool, say: Say) -> dict[str, Any]:
     _refuse_units(asked, there)
     began = time.perf_counter()
     place = asked.stage if asked.way.keeps else asked.stage / BEFORE
-    place.mkdir(exist_ok=True)
-    copy_ledgers(asked.run, place)
+    if any((asked.run / name).exists() for name in LEDGERS):
+        place.mkdir(exist_ok=True)
+        copy_ledgers(asked.run, place)
     if asked.old.life.periods:
         trained = life.replayed(asked, say) if not asked.way.keeps else life.left(asked)
     elif asked.way.trains:
@@ -115,9 +120,10 @@ def shelve(asked: Plan) -> None:
 # ---------------------------------------------------------------------- no round
 def _left(asked: Plan, base: bases.Base, say: Say) -> float:
     last, began = _last(asked), time.perf_counter()
-    world = World(base, data.load(asked.new.data, base.tokenizer, asked.new.seed))
+    dataset = data.load(asked.new.data, base.tokenizer, asked.new.seed)
     store = PrivateStore(asked.stage / "private", flush=False)
-    with checkpoint.held(asked.stage), closing(Node(asked.new, world.base, world.dataset, store)) as node:
+    plain = replace(asked.new, privacy=Privacy())  # no guarantee speaks for what trains here
+    with checkpoint.held(asked.stage), closing(Node(plain, base, dataset, store)) as node:
         shelve(asked)
         trained = 0.0
         if report.dropped(asked) - set(asked.gone):
@@ -156,8 +162,3 @@ def purge(asked: Plan) -> None:
     gone = asked.run.with_name(f".{asked.run.name}.gone")
     asked.run.rename(gone)
     shutil.rmtree(gone)
-
-
-def scenario_of(asked: Plan, folder: Path) -> Scenario:
-    """The scenario that a node scores one of the two runs by."""
-    return life.last(asked.old if folder == asked.run else asked.new, folder)

@@ -9,7 +9,6 @@ from client import data
 from client.base import Base
 from client.data.types import Dataset, Splits
 from client.private import PrivateStore
-from configs.errors import InputError
 from server import checkpoint
 from simulations.forget.plan import Plan
 from simulations.training import World, train
@@ -17,9 +16,7 @@ from strategies.tree import State
 
 
 def differs(asked: Plan, base: Base, say: Callable[[str], None]) -> float:
-    """The largest difference of any number of the shared adapter, or of any user's own one. Raises `InputError` for a life."""
-    if asked.old.life.periods:
-        raise InputError("--check compares runs, and this is a life; leave it out")
+    """The largest difference of any number of the shared adapter, or of any user's own one, between two runs."""
     there = data.load(asked.old.data, base.tokenizer, asked.old.seed)
     never = replace(there, users={u: _left(asked, u, x) for u, x in there.users.items() if u not in asked.gone})
     scenario = replace(asked.old, root_users=asked.new.root_users)

@@ -28,6 +28,9 @@ from tests.simulations.command import FORKS, ROUNDS, call
 from tests.simulations.conftest import World
 
 LEAN = ("evaluate_every=0", "controls=[shared_private]")
+WHOLE = ("private_training.batch=100", "shared_training.batch=100")
+E = ("privacy=example", "weights=uniform", *WHOLE)
+U = ("privacy=user", "weights=uniform", "privacy.user.clip=0.01")
 Quick = Callable[..., Path]
 
 
@@ -100,8 +103,8 @@ def trained(run: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------ exact
-@pytest.mark.parametrize("settings", [(), ("users_per_round=0", "sampling=poisson"), ("privacy=example", "weights=uniform"),
-                                      ("privacy=user", "weights=uniform", "aggregator=fedavg")])  # fmt: skip
+@pytest.mark.parametrize("settings", [(), ("users_per_round=0", "sampling=poisson"), E,
+                                      U])  # fmt: skip
 def test_a_replay_is_the_run_of_data_that_never_held_them_to_the_bit(quick: Quick, tmp_path: Path, settings: tuple[str, ...]) -> None:
     run = quick(*settings)
     user = trained(run)[1]
@@ -142,7 +145,7 @@ def test_a_check_sees_a_run_that_is_not_what_it_should_be(quick: Quick, tmp_path
 
 # ------------------------------------------------------------------ not exact
 def test_leaving_keeps_what_is_shared_and_everybody_elses_files_and_nothing_of_the_user(quick: Quick, tmp_path: Path) -> None:
-    run = quick("privacy=example", "weights=uniform")
+    run = quick(*E)
     user, *_ = trained(run)
     found = forgotten(run, user, how="leave", out=tmp_path / "out")
     before, after = everything(run), everything(tmp_path / "out")
@@ -172,7 +175,7 @@ def test_left_without_a_guarantee_a_users_own_adapter_is_trained_anew_without_th
     assert before.keys() == after.keys()
     moved = {name for name in before if any(not torch.equal(after[name][n], v) for n, v in before[name].items())}
     assert moved == {f"{user}/private"}
-    guarded = quick("privacy=example", "weights=uniform")
+    guarded = quick(*E)
     forgotten(guarded, user, how="leave", examples="0", out=tmp_path / "guarded")
     assert same(guarded, tmp_path / "guarded")
 
@@ -232,9 +235,9 @@ def test_members_are_told_before_and_not_after_and_others_are_told_as_before(qui
 
 
 # ------------------------------------------------------------------ a life
-def living(world: World, folder: Path, *more: str, until: int = 1) -> tuple[Scenario, Path]:
+def living(world: World, folder: Path, *more: str, until: int = 1, users: Path | None = None) -> tuple[Scenario, Path]:
     found = scenario(world, "rounds=1", "personalize=0", "users_per_round=0", "life.periods=2", "life.keep=replay",
-                     "life.keep_options.buffer=2", *more)  # fmt: skip
+                     "life.keep_options.buffer=2", *E, *more, users=users)  # fmt: skip
     with closing(periods.live(found, folder)) as lived:
         for number in lived:
             if number == until:
@@ -244,7 +247,7 @@ def living(world: World, folder: Path, *more: str, until: int = 1) -> tuple[Scen
 
 @pytest.mark.parametrize("how", ["leave", "replay"])
 def test_a_life_goes_on_without_somebody_and_no_file_holds_them(world: World, tmp_path: Path, how: str) -> None:
-    _, life = living(world, tmp_path / "life", "privacy=example", "weights=uniform")
+    _, life = living(world, tmp_path / "life")
     user = trained(life)[1]
     needles = search.windows(PrivateStore(life / "private"), {user})
     found = forgotten(life, user, how=how, out=tmp_path / "out")
@@ -256,11 +259,7 @@ def test_a_life_goes_on_without_somebody_and_no_file_holds_them(world: World, tm
     with Ledger(tmp_path / "out" / (LEDGER if how == "leave" else f"{suite.BEFORE}/{LEDGER}")) as ledger:
         assert ledger.participations()[user] == 1
     if how == "replay":
-        never = scenario(world, users=left_over(world, tmp_path / "users", (user,)))
-        never = load("movielens", [*world.settings, *LEAN, f"data.path={never.data.path}", "rounds=1", "personalize=0",
-                                   "users_per_round=0", "life.periods=2", "life.keep=replay", "life.keep_options.buffer=2",
-                                   "privacy=example", "weights=uniform"])  # fmt: skip
-        assert list(periods.live(never, tmp_path / "never")) == [1, 2]
+        living(world, tmp_path / "never", until=2, users=left_over(world, tmp_path / "users", (user,)))
         ends = [tmp_path / x for x in ("out", "never")]
         ours, theirs = (checkpoint.latest(periods.place(x, 2)) for x in ends)
         assert ours and theirs and all(torch.equal(ours.shared[n], v) for n, v in theirs.shared.items())
@@ -305,6 +304,6 @@ def test_the_command_goes_on_after_a_kill_purges_and_refuses_in_a_sentence(quick
 
 
 def test_what_a_guarantee_was_planned_for_is_not_trained_beyond(quick: Quick, tmp_path: Path) -> None:
-    run = quick("privacy=example", "weights=uniform")
+    run = quick(*E)
     said = call("forget", run, trained(run)[0], "--with", "continue", "--out", tmp_path / "out")
     assert said.code == 2 and "give --with leave" in said.err and not list(tmp_path.iterdir())
