@@ -27,9 +27,10 @@ def differs(asked: Plan, base: Base, say: Callable[[str], None]) -> float:
 
 def apart(one: Path, other: Path, users: Dataset) -> float:
     """The largest difference between what two runs have come to; infinite where one has tensors that the other lacks."""
-    shared = [found.shared for folder in (one, other) if (found := checkpoint.latest(folder))]
+    ends = checkpoint.latest(one), checkpoint.latest(other)
+    assert ends[0] and ends[1]
     stores = [PrivateStore(folder / "private") for folder in (one, other)]
-    pairs = [tuple(shared)] if len(shared) == 2 else [({}, {"": shared[0]})]
+    pairs = [(ends[0].shared, ends[1].shared)]
     for user in users.users:
         kept = [store.parts(user, 2**62) for store in stores]
         if kept[0].keys() != kept[1].keys():

@@ -103,7 +103,7 @@ def trained(run: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------ exact
-@pytest.mark.parametrize("settings", [(), ("users_per_round=0", "sampling=poisson"), E,
+@pytest.mark.parametrize("settings", [(), ("sampling=poisson",), E,
                                       U])  # fmt: skip
 def test_a_replay_is_the_run_of_data_that_never_held_them_to_the_bit(quick: Quick, tmp_path: Path, settings: tuple[str, ...]) -> None:
     run = quick(*settings)
