@@ -78,4 +78,11 @@ def _named(path: Path, data: bytes, user: str) -> bool:
         return False
     text = data.decode(errors="replace")
     forms = (json.dumps(user), f"'{user}'", f">{user}<", f"- {user}\n")
-    return any(form in text for form in forms) or (path.suffix == ".csv" and any(user in row for row in csv.reader(io.StringIO(text))))
+    return any(form in text for form in forms) or (path.suffix == ".csv" and user in _cells(text))
+
+
+def _cells(text: str) -> set[str]:
+    """What a table may name users in: its column of users, or where it has none every cell, as a count may look like a name."""
+    rows = list(csv.reader(io.StringIO(text)))
+    at = rows[0].index("user") if rows and "user" in rows[0] else None
+    return {cell for row in rows for number, cell in enumerate(row) if at is None or number == at}
