@@ -228,7 +228,7 @@ def test_members_are_told_before_and_afterwards_only_as_far_as_what_is_shared_te
     gone = trained(run)[:2]
     found = forgotten(run, *gone, out=tmp_path / "out")
     tests = found["membership"]
-    assert found["auc_before"] == 1 and tests["before"]["shared"]["members"]["auc"] < 1
+    assert found["auc_before"] == 1
     assert tests["after"]["own"]["members"] == tests["after"]["shared"]["members"]  # there is nothing of their own to ask
     assert all(tests[when]["own"]["control"]["members"] == 2 for when in ("before", "after"))
 
