@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from configs.plain import plain
 from configs.wire import Wire
 
 HERE = Path(__file__).resolve().parent
+MARK = re.compile(r"[0-9a-f]{16}(:[0-9]+)?")
 
 
 def _require(ok: bool, name: str, rule: str, value: object) -> None:
@@ -98,8 +100,11 @@ class Data:
     max_chunks: int = 0  # of one text at most so many, evenly spread over it; 0: all
     train: float = 0.7  # share of each user's examples, the earliest
     validation: float = 0.1  # the next; the rest is the test split
+    without: tuple[str, ...] = ()  # marks of users, or of their units as MARK:UNIT, that were forgotten: see 'forget'
 
     def __post_init__(self) -> None:
+        for said in self.without:
+            _require(bool(MARK.fullmatch(said)), "data.without", "16 hexadecimal digits, or these with :UNIT", said)
         for name in ("users", "unseen_users", "max_examples", "max_chunks"):
             _require(getattr(self, name) >= 0, f"data.{name}", "0 or more", getattr(self, name))
         _require(self.min_examples >= 3, "data.min_examples", "at least 3 (one per split)", self.min_examples)
@@ -279,9 +284,8 @@ class Scenario:
     controls: tuple[str, ...] = ("base", "majority", "user_bias", "shared", "shared_private", "shuffled")
     model: Model = field(default_factory=Model)
     shared: Adapter = field(default_factory=Adapter)
-    shared_ranks: tuple[
-        int, ...
-    ] = ()  # of users whose devices differ: each has one of these ranks of the shared LoRA; empty: shared.rank
+    # of users whose devices differ: each has one of these ranks of the shared LoRA; empty: shared.rank
+    shared_ranks: tuple[int, ...] = ()
     private: Adapter = field(default_factory=Adapter)
     shared_training: Local = field(default_factory=Local)
     private_training: Local = field(default_factory=Local)
@@ -301,11 +305,9 @@ class Scenario:
         _require(self.personalize >= 0, "personalize", "0 or more", self.personalize)
         _require(self.max_release_norm > 0, "max_release_norm", "positive", self.max_release_norm)
         _require(self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every)
-        for rank in self.shared_ranks:
+        for rank in (ranks := self.shared_ranks):
             _require(1 <= rank <= self.shared.rank, "shared_ranks", f"between 1 and shared.rank={self.shared.rank}", rank)
-        _require(
-            not self.shared_ranks or self.shared.kind == "lora", "shared_ranks", "empty unless shared.kind=lora", self.shared_ranks
-        )
+        _require(not ranks or self.shared.kind == "lora", "shared_ranks", "empty unless shared.kind=lora", ranks)
         _require(self.shared.kind in ("lora", "core"), "shared.kind", "'lora' or 'core' (what can be averaged)", self.shared.kind)
 
 
@@ -360,6 +362,8 @@ def scenario_hash(scenario: Scenario) -> str:
         del tree["life"][key]
     for key in ("engine", "name", *late):
         del tree[key]
+    if not scenario.data.without:
+        del tree["data"]["without"]
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

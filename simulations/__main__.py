@@ -21,6 +21,7 @@ from simulations.bench.command import bench
 from simulations.cost.command import cost
 from simulations.deploy.command import app as deploy
 from simulations.edit.command import app as edit
+from simulations.forget.command import forget
 from simulations.life.command import due, live
 from simulations.migrate.command import app as migrate
 from simulations.newcomer.command import newcomer
@@ -270,6 +271,9 @@ app.command(epilog=usage.examples("due my.yaml --run lab/home/runs", "due my.yam
 app.command(epilog=usage.examples(
     "newcomer demo data.unseen_users=60", "newcomer runs/s0 runs/s1 --ways shared,nearest --examples 0,5 --out newcomers"
 ))(newcomer)  # fmt: skip
+app.command(epilog=usage.examples(
+    "forget runs/demo-0a1b2c3d4e5f 405", "forget runs/demo-0a1b2c3d4e5f 405", "forget runs/demo-0a1b2c3d4e5f 405 --examples 0,3 --purge"
+))(forget)  # fmt: skip
 app.command(epilog=usage.examples("synthetic", "synthetic --only fedit --seeds 1"))(synthetic)
 app.command(epilog=usage.examples("cost", "cost --only krum", "cost --quick"))(cost)
 app.command(epilog=usage.examples("scale --devices 1000000 --goal 1000"))(scale)

@@ -26,6 +26,8 @@ from strategies.newcomers import NEWCOMERS
 from strategies.newcomers.contract import Way
 from strategies.privacy import clipping, discrete, local, matrix, user_level
 from strategies.schemes import SCHEMES
+from strategies.unlearning import WAYS
+from strategies.unlearning.contract import Way as Unlearning
 
 Entry = dict[str, Any]
 ARXIV = re.compile(r"arXiv:?\s+(\d{4}\.\d{4,5})")
@@ -76,6 +78,7 @@ def as_json() -> str:
         "keeping": {name: _made(make) for name, make in KEEPING.items()},
         "editors": {name: _made(make) for name, make in EDITORS.items()},
         "newcomers": {name: _made(make) for name, make in NEWCOMERS.items()},
+        "unlearning": {name: _made(make) for name, make in WAYS.items()},
         "private_kinds": {name: _described(_module(made)) for name, made in kinds.items()},
         "mechanisms": {name: plain(each) | _described(*each.described) for name, each in MECHANISMS.items()},
         "accountants": {name: plain(each) for name, each in ACCOUNTANTS.items()},
@@ -93,7 +96,7 @@ def plain(found: Any) -> Any:
     return found
 
 
-def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Editor | Way]) -> Entry:
+def _made(make: Callable[..., Aggregator | Scheme | Migrator | Keeping | Editor | Way | Unlearning]) -> Entry:
     """The fields of an entry, what options it takes with what they are unless they are set, and the first line about it."""
     options = {option.name: option.default for option in inspect.signature(make).parameters.values()}
     return plain(make()) | {"options": options, "about": first_line(make)}

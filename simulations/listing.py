@@ -18,6 +18,7 @@ from strategies.keeping import KEEPING
 from strategies.migrators import MIGRATORS
 from strategies.newcomers import NEWCOMERS
 from strategies.schemes import SCHEMES
+from strategies.unlearning import WAYS
 
 
 def listing() -> Table:
@@ -68,6 +69,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         yield "edit --with", name, _with(first_line(editor), editor().paper) + _options("--option", editor)
     for name, way in NEWCOMERS.items():
         yield "newcomer --ways", name, _with(first_line(way), way().paper) + _options("NAME:OPTION=NUMBER", way)
+    for name, way in WAYS.items():
+        yield "forget --with", name, _with(first_line(way), way().paper) + _options("--option", way)
     for name, source in SOURCES.items():
         yield "data.name", name, source.about
     for name, meaning in MEANING.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from client.data import periods, split
+from client.data import periods, split, without
 from client.data.encode import encode, label_ids
 from client.data.sources import SOURCES
 from client.data.types import Dataset, Encoded, Example, Source, Splits
@@ -37,10 +37,14 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
     source = SOURCES[data.name]
     task = _task(source, data)
     read = source.read(data)
+    chosen, unseen = _chosen(read, task, data, seed)
+    read = without.users(read, data)  # nobody comes in the place of whoever is left out
+    users = [user for user in chosen if user in read]
     labels = _labels(source, data, read) if task == "choice" else ()
     ids = label_ids(tokenizer, labels) if labels else ()
-    users, unseen = _chosen(read, task, data, seed)
-    found = _splits({user: read[user] for user in (*users, *unseen)}, data, tokenizer, task, labels, life)
+    found = without.units(
+        _splits({u: read[u] for u in (*users, *unseen) if u in read}, data, tokenizer, task, labels, life), data, life
+    )
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
     said = source.profiles() if source.profiles else {}
@@ -50,7 +54,7 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
         replace(
             whole,
             users={u: found[u][t] for u in users if found[u][t].train},
-            unseen={u: found[u][t] for u in unseen if found[u][t].train},
+            unseen={u: found[u][t] for u in unseen if u in found and found[u][t].train},
             earlier={u: tuple(e for before in found[u][:t] for e in before.train) for u in users} if t else {},
             counts={u: tuple(len(s.train) for s in found[u][: t + 1]) for u in users} if life.periods else {},
         )
@@ -67,7 +71,8 @@ def times(data: Data, seed: int) -> dict[str, list[float]]:
         raise unknown("data", data.name, SOURCES)
     source = SOURCES[data.name]
     read = source.read(data)
-    users, _ = _chosen(read, _task(source, data), data, seed)
+    chosen, _ = _chosen(read, _task(source, data), data, seed)
+    users = [user for user in chosen if user in without.users(read, data)]
     return {user: list({example.unit: example.time for example in split.in_order(read[user])}.values()) for user in users}
 
 

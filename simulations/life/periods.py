@@ -65,11 +65,16 @@ def place(folder: Path, number: int) -> Path:
     return folder / f"period-{number:04d}"
 
 
+def over(scenario: Scenario, folder: Path) -> list[int]:
+    """The periods of a life that are over."""
+    return [number for number in range(1, scenario.life.periods + 1) if (place(folder, number) / AFTER).exists()]
+
+
 def done(scenario: Scenario, folder: Path) -> int:
     """How many rounds of a life are over."""
-    over = [number for number in range(1, scenario.life.periods + 1) if (place(folder, number) / AFTER).exists()]
-    last = checkpoint.latest(place(folder, len(over) + 1))
-    return last.round if last else len(over) * last_round(scenario)
+    ended = len(over(scenario, folder))
+    last = checkpoint.latest(place(folder, ended + 1))
+    return last.round if last else ended * last_round(scenario)
 
 
 def refuse_without_ledger(scenario: Scenario, folder: Path) -> None:

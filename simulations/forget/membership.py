@@ -1,0 +1,109 @@
+"""Were they there? Asked of all that is kept, before and after somebody was forgotten.
+
+The score of a user is by how much the model that is kept for them does better than the base alone, in nats, on what they have trained
+on: a threshold on the loss, corrected for how hard the texts are (Yeom et al., "Privacy Risk in Machine Learning", CSF 2018, arXiv
+1709.01604; Watson et al., "On the Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022, arXiv 2111.08440).
+The AUC is the chance that somebody who was there scores above somebody who never was. Where users were chosen by lot, as by the data's
+seed, those who are forgotten and those who never were there are alike but for having been there: 0.5 says that nothing is left.
+
+`own` asks whoever has all that is kept: the user's own adapter, if there still is one, with the shared one. `shared` asks whoever has
+the shared adapter only. For single examples the same is asked of them and of the user's test examples, which nothing trains on.
+
+M members, N others, B resamples.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from client.data.types import Encoded, Splits
+from client.node import Node
+from simulations.life.judge import ROWS
+from strategies.base import Task
+from strategies.metrics import auc
+
+RESAMPLES = 2000  # B
+Work = Mapping[str, Sequence[Encoded]]
+Floats = NDArray[np.float64]
+
+
+class Told(NamedTuple):
+    """How well members are told from others."""
+
+    auc: float
+    interval: tuple[float, float]  # 95 %: both groups drawn anew, with replacement
+    chance: tuple[float, float]  # where 95 % of AUCs lie if nobody was there: both groups dealt anew
+    members: int
+    others: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who, or what, is looked for."""
+
+    members: Work
+    others: Work
+    control: Work  # who was there, and still is
+    single: bool = False  # examples count, and not users
+
+
+def told(node: Node, task: Task, asked: Asked) -> dict[str, dict[str, Told]]:
+    """By adversary ("own", "shared") what a node's models tell of members and of the control."""
+    found: dict[str, dict[str, Told]] = {}
+    for name, rows in (("own", ROWS), ("shared", ("shared",))):
+        scores = [gains(node, task, rows, work) for work in (asked.members, asked.others, asked.control)]
+        member_M, other_N, control_M = (_flat(x, asked.single) for x in scores)
+        if len(member_M) and len(other_N):
+            found[name] = {"members": judged(member_M, other_N)} | ({"control": judged(control_M, other_N)} if len(control_M) else {})
+    return found
+
+
+def gains(node: Node, task: Task, rows: Sequence[str], work: Work) -> list[Floats]:
+    """By how much the first of ``rows`` that the scheme has beats the base on each example, user by user; [] where it has none."""
+    seen, users = copy.copy(node), [user for user in work if len(work[user])]
+    seen.dataset = replace(node.dataset, users={user: Splits((), (), tuple(work[user])) for user in users}, unseen={})
+    kept = next((found for row in rows if (found := seen.control(row, task, "test", users)) is not None), None)
+    base = seen.control("base", task, "test", users)
+    if kept is None or base is None:
+        return []
+    return [(losses(b, work[user]) - losses(k, work[user])).numpy() for user, b, k in zip(users, base, kept, strict=True)]
+
+
+def losses(score: Tensor, examples: Sequence[Encoded]) -> Tensor:
+    """The loss of each example, float64 in nats per choice or token, from what `Node.control` says."""
+    if examples[0].label < 0:
+        return (score[:, 0] / score[:, 1]).double()
+    return F.cross_entropy(score.double(), torch.tensor([e.label for e in examples]), reduction="none")
+
+
+def judged(member_M: Floats, other_N: Floats, seed: int = 0) -> Told:
+    """The AUC of two groups of scores, with how sure it is."""
+    draw = np.random.default_rng(seed)
+    both, count = np.concatenate([member_M, other_N]), len(member_M)
+    drawn = [area(draw.choice(member_M, count), draw.choice(other_N, len(other_N))) for _ in range(RESAMPLES)]
+    dealt = [area(mixed[:count], mixed[count:]) for mixed in (draw.permutation(both) for _ in range(RESAMPLES))]
+    return Told(area(member_M, other_N), _middle(drawn), _middle(dealt), count, len(other_N))
+
+
+def area(member_M: Floats, other_N: Floats) -> float:
+    """The chance that a member scores above another, a tie counting one half."""
+    found = auc(np.concatenate([member_M, other_N]), np.arange(len(member_M) + len(other_N)) < len(member_M))
+    return 0.5 if found is None else found
+
+
+def _middle(values_B: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(values_B, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _flat(found: Sequence[Floats], single: bool) -> Floats:
+    if not found:
+        return np.zeros(0)
+    return np.concatenate(found) if single else np.array([x.mean() for x in found])
