@@ -27,7 +27,6 @@ from client.data.types import Encoded, Splits
 from client.node import Node
 from simulations.life.judge import ROWS
 from strategies.base import Task
-from strategies.metrics import auc
 
 RESAMPLES = 2000  # B
 Work = Mapping[str, Sequence[Encoded]]
@@ -84,21 +83,23 @@ def losses(score: Tensor, examples: Sequence[Encoded]) -> Tensor:
 
 
 def judged(member_M: Floats, other_N: Floats, seed: int = 0) -> Told:
-    """The AUC of two groups of scores, with how sure it is."""
-    draw = np.random.default_rng(seed)
-    both, count = np.concatenate([member_M, other_N]), len(member_M)
-    drawn = [area(draw.choice(member_M, count), draw.choice(other_N, len(other_N))) for _ in range(RESAMPLES)]
-    dealt = [area(mixed[:count], mixed[count:]) for mixed in (draw.permutation(both) for _ in range(RESAMPLES))]
-    return Told(area(member_M, other_N), _middle(drawn), _middle(dealt), count, len(other_N))
+    """The AUC of two groups of scores, with how sure it is. P = M + N of both together."""
+    draw, count, rest = np.random.default_rng(seed), len(member_M), len(other_N)
+    both_P = np.concatenate([member_M, other_N])
+    won_PP = above(both_P, both_P)
+    drawn_BM, drawn_BN = (draw.multinomial(n, np.full(n, 1 / n), RESAMPLES) for n in (count, rest))
+    dealt_BP = draw.permuted(np.tile(np.arange(count + rest) < count, (RESAMPLES, 1)), axis=1).astype(float)
+    drawn_B = ((drawn_BM @ won_PP[:count, count:]) * drawn_BN).sum(1) / (count * rest)
+    dealt_B = ((dealt_BP @ won_PP) * (1 - dealt_BP)).sum(1) / (count * rest)
+    return Told(float(won_PP[:count, count:].mean()), _middle(drawn_B), _middle(dealt_B), count, rest)
 
 
-def area(member_M: Floats, other_N: Floats) -> float:
-    """The chance that a member scores above another, a tie counting one half."""
-    found = auc(np.concatenate([member_M, other_N]), np.arange(len(member_M) + len(other_N)) < len(member_M))
-    return 0.5 if found is None else found
+def above(one_M: Floats, other_N: Floats) -> Floats:
+    """Whether each score is above each other one, [M, N]; a tie counts one half. Its mean is the AUC."""
+    return (one_M[:, None] > other_N) + 0.5 * (one_M[:, None] == other_N)
 
 
-def _middle(values_B: Sequence[float]) -> tuple[float, float]:
+def _middle(values_B: Floats) -> tuple[float, float]:
     low, high = np.quantile(values_B, [0.025, 0.975])
     return float(low), float(high)
 

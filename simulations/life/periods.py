@@ -13,7 +13,7 @@ is over, the shared adapter is dropped once the next one has a round: what a lif
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from strategies.files import write_text
 BEFORE, AFTER = "before.json", "after.json"
 
 
-def live(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row: None) -> Iterator[int]:
+def live(scenario: Scenario, folder: Path, observe: rounds.Observer = lambda _row: None) -> Generator[int, None, None]:
     """Run or resume a life and yield each period that is over."""
     refuse_without_ledger(scenario, folder)
     base = bases.load(scenario.model, scenario.engine.device)
