@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.scenario import Scenario, load, scenario_hash
+from server.report.files import read_rounds
 from server.report.summary import plain
 from simulations.life.periods import AFTER, BEFORE, place
 from strategies import lifelong
@@ -22,12 +23,14 @@ def read(folder: Path) -> Record:
     """The record of a life that is over. Raises `InputError` where it is not.
 
     ``matrix[t - 1][j - 1]`` is the mean over users of the score on period j after training up to period t, ``untrained`` the same
-    before any training, ``prequential`` that on all of period t before it is trained on. ``seconds``, ``epsilon`` and ``sat_out`` (how
-    many users' private adapters did not train) are by period.
+    before any training, ``prequential`` that on all of period t before it is trained on. ``seconds``, ``tokens`` that were trained on,
+    ``epsilon`` and ``sat_out`` (how many users' private adapters did not train) are by period.
     """
     scenario = load(folder / "scenario.yaml")
     numbers = range(1, scenario.life.periods + 1)
     begun, ended = ([_read(place(folder, number) / name) for number in numbers] for name in (BEFORE, AFTER))
+    for each, number in zip(ended, numbers, strict=True):
+        each["tokens"] = sum(row["tokens"] for row in read_rounds(place(folder, number)))
     users = sorted(ended[-1]["scores"])
     a_STU = _matrix([begun[0]["scores"], *(each["scores"] for each in ended)], users)
     return record(scenario, users, a_STU, [each["prequential"] for each in begun], ended)
@@ -56,6 +59,7 @@ def record(scenario: Scenario, users: Sequence[str], a_STU: Scores, prequential:
         "worst_decile": {name: each["worst_decile"] for name, each in together.items()},
         "definitions": lifelong.DEFINITIONS,
         "seconds": [each["seconds"] for each in ended],
+        "tokens": [each.get("tokens", 0) for each in ended],
         "epsilon": [each["epsilon"] for each in ended],
         "train": scenario.life.train,
         "sat_out": [each.get("sat_out", 0) for each in ended],

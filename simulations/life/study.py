@@ -12,7 +12,7 @@ from simulations.life.record import Record
 from strategies.files import write_text
 from strategies.keeping import KEEPING
 
-HEAD = ("keep", "AP", "forgetting", "worst tenth", "BWT", "FWT", "prequential", "seconds", "cost")
+HEAD = ("keep", "AP", "forgetting", "worst tenth", "BWT", "FWT", "prequential", "seconds", "tokens", "cost")
 
 
 def lives(scenario: Scenario, names: Sequence[str], seeds: int, folder: Path) -> list[tuple[Scenario, Path]]:
@@ -37,11 +37,11 @@ def write(scenario: Scenario, records: Sequence[Record], folder: Path) -> str:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A line for each way: means over seeds (lowest to highest), and its cost as a multiple of the first line's."""
+    """A line for each way: means over seeds (lowest to highest), and its cost, in tokens, as a multiple of the first line's."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for each in records:
         groups.setdefault((each["keep"], said(each)), []).append(each)
-    first = statistics.fmean(sum(each["seconds"]) for each in next(iter(groups.values())))
+    first = _mean(next(iter(groups.values())), "tokens")
     return markdown([_line(keep, options, group, first) for (keep, options), group in groups.items()], HEAD)
 
 
@@ -51,12 +51,18 @@ def said(found: Record) -> str:
 
 
 def _line(keep: str, options: str, group: Sequence[Record], first: float) -> tuple[str, ...]:
-    seconds = statistics.fmean(sum(each["seconds"]) for each in group)
+    seconds, tokens = _mean(group, "seconds"), _mean(group, "tokens")
     scores = [_spread([each[name] for each in group]) for name in ("ap", "forgetting")]
     worst = _spread([each["worst_decile"]["forgetting"] for each in group])
     rest = [_spread([each[name] for each in group]) for name in ("bwt", "fwt")]
     before = _spread([statistics.fmean(x for x in each["prequential"] if x is not None) for each in group])
-    return (f"{keep} ({options})" if options else keep, *scores, worst, *rest, before, f"{seconds:.1f}", f"{seconds / first:.2f}")
+    cost = (f"{seconds:.1f}", f"{tokens:.2g}", f"{tokens / first:.2f}")
+    return (f"{keep} ({options})" if options else keep, *scores, worst, *rest, before, *cost)
+
+
+def _mean(group: Sequence[Record], name: str) -> float:
+    """Of a number by period: over lives, of its sum over a life."""
+    return statistics.fmean(sum(each[name]) for each in group)
 
 
 def _spread(values: Sequence[float]) -> str:
