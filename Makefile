@@ -41,7 +41,7 @@ privacy: env  ## the README's tables of what privacy costs: all users, and kinds
 
 live: env  ## ways to keep what was learnt over the periods of a life, on two data sets, into lives/
 	for scenario in life life-sotu; do \
-	  $(PY) -m simulations live $$scenario --keep sequential,replay,ewc,olora,restart,slow_fast,retrain --seeds 3 || exit; done
+	  $(PY) -m simulations live $$scenario --keep sequential,replay,ewc:strength=100,olora,restart,slow_fast,retrain --seeds 3 || exit; done
 
 synthetic: env  ## every aggregator on a task whose ideal aggregate is known, against what theory says, into studies/synthetic
 	$(PY) -m simulations synthetic
