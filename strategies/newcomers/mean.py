@@ -13,7 +13,7 @@ from strategies.tree import State
 
 def mean() -> Way:
     """Begin with what users have on average."""
-    return Way("", _prepare, lambda sent, _asked: dict(sent), releases=True, mixes=True)
+    return Way("control", _prepare, lambda sent, _asked: dict(sent), releases=True, mixes=True)
 
 
 def _prepare(_start: State, released: State, _profiles_KE: Tensor) -> State:

@@ -6,7 +6,7 @@ from strategies.tree import State
 
 def shared() -> Way:
     """Begin with nothing of one's own."""
-    return Way("", lambda start, _released, _profiles: dict(start), _as_sent)
+    return Way("control", lambda start, _released, _profiles: dict(start), _as_sent)
 
 
 def _as_sent(sent: State, _asked: Asked) -> State:
