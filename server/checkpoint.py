@@ -102,6 +102,14 @@ def latest(folder: Path, here: Origin | None = None) -> Checkpoint | None:
     return found
 
 
+def last(folder: Path) -> Checkpoint:
+    """The last committed round of a run. Raises `InputError` where there is none."""
+    found = latest(folder)
+    if found is None:
+        raise InputError(f"{folder} has no finished round yet")
+    return found
+
+
 def refuse_other(folder: Path, found: Checkpoint, here: Origin) -> None:
     """Raise `InputError` where a run's shared adapter was made on another base or tokenizer than ``here``."""
     manifest.refuse(f"the shared adapter in {folder}", found.origin, here._replace(adapter=""))

@@ -72,7 +72,8 @@ def times(data: Data, seed: int) -> dict[str, list[float]]:
     source = SOURCES[data.name]
     read = source.read(data)
     chosen, _ = _chosen(read, _task(source, data), data, seed)
-    users = [user for user in chosen if user in without.users(read, data)]
+    read = without.users(read, data)
+    users = [user for user in chosen if user in read]
     return {user: list({example.unit: example.time for example in split.in_order(read[user])}.values()) for user in users}
 
 

@@ -97,7 +97,7 @@ def _trained(asked: Plan, say: Say) -> float:
     """Replay, or go on from the last round that trained what is shared; seconds of the rounds that were made."""
     first = 0
     if asked.way.keeps:
-        last = _last(asked)
+        last = checkpoint.last(asked.run)
         first = min(last.round, asked.old.rounds)  # a last round that trains only private adapters has left the shared one as it was
         if checkpoint.latest(asked.stage) is None:
             shelve(asked)
@@ -119,7 +119,7 @@ def shelve(asked: Plan) -> None:
 
 # ---------------------------------------------------------------------- no round
 def _left(asked: Plan, base: bases.Base, say: Say) -> float:
-    last, began = _last(asked), time.perf_counter()
+    last, began = checkpoint.last(asked.run), time.perf_counter()
     dataset = data.load(asked.new.data, base.tokenizer, asked.new.seed)
     store = PrivateStore(asked.stage / "private", flush=False)
     plain = replace(asked.new, privacy=Privacy())  # no guarantee speaks for what trains here
@@ -148,13 +148,6 @@ def again(node: Node, last: Checkpoint, user: str) -> None:
             list(node.train(Task(number, last.shared, ("private",), everyone=len(users)), [user]))
     if last_round(scenario) > scenario.rounds:
         list(node.train(Task(last_round(scenario), last.shared, ("final",), scenario.personalize, everyone=len(users)), [user]))
-
-
-def _last(asked: Plan) -> Checkpoint:
-    found = checkpoint.latest(asked.run)
-    if found is None:
-        raise InputError(f"{asked.run} has no finished round yet")
-    return found
 
 
 def purge(asked: Plan) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from configs.errors import InputError
 from configs.scenario import Scenario, label, scenario_hash
 from server import checkpoint
-from server.checkpoint import Checkpoint
 from simulations import folders
 from strategies import migrators
 from strategies.files import write_text
@@ -57,7 +56,7 @@ def plan(run: Path, to: str, how: str, options: Sequence[str], overrides: Sequen
             f"{how} keeps all settings but model.*; with --with retrain others may change, such as privacy.example.epsilon"
         )
     found = Plan(run, old, new, how, given, out or run.parent / f"{label(new)}-{how}", key)
-    last(found)
+    checkpoint.last(run)
     if found.out.exists():
         raise InputError(f"{found.out} exists already; choose another folder with --out, or remove it")
     return found
@@ -66,14 +65,6 @@ def plan(run: Path, to: str, how: str, options: Sequence[str], overrides: Sequen
 def chosen(options: Sequence[str]) -> dict[str, float]:
     """A migrator's options, each NAME=NUMBER. Raises `InputError`."""
     return {name: _number(name, value) for name, value in map(_pair, options)}
-
-
-def last(asked: Plan) -> Checkpoint:
-    """The run's last round. Raises `InputError` where there is none."""
-    found = checkpoint.latest(asked.run)
-    if found is None:
-        raise InputError(f"{asked.run} has no finished round yet")
-    return found
 
 
 def begin(asked: Plan) -> None:
