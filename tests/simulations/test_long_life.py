@@ -24,7 +24,7 @@ SETTINGS = ("rounds=1", "personalize=0", "evaluate_every=0", "data.unseen_users=
             "shared_training.batch=100", "controls=[shared_private]")  # fmt: skip
 GUARDED = ("data.users=3", "life.periods=3", "life.keep=olora", "life.train=drift", "life.detector_options.noise=6", "privacy=example",
            "privacy.example.epsilon=8", "weights=uniform")  # fmt: skip
-KILLS = 10
+KILLS, MOST = 10, 60  # at least so many, and on until they fell into several periods, which a busy machine may take longer for
 SHARE = 0.5  # of a life's work that a process does at most before it is killed
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -70,7 +70,7 @@ def killed(words: tuple[str, ...], home: Path) -> None:
     record.write(home / "whole")
     _, all_ = lived(scenario, home / "timed", math.inf)
     draw, life, seen = random.Random(0), 0, list[Any]()
-    while len(seen) < KILLS:
+    while len(seen) < KILLS or (len(fell(seen)) < 2 and len(seen) < MOST):
         was, _ = lived(scenario, home / f"{life}", draw.random() * SHARE * all_)
         if was:
             seen.append([life, trained(home / f"{life}"), sorted(booked(home / f"{life}"))])
@@ -103,18 +103,23 @@ def trained(folder: Path) -> dict[str, int]:
         return {m.user: max((v.round for v in m.versions), default=0) for shelf in shelves.values() for m in shelf.manifests()}
 
 
+def fell(kills: list[Any]) -> set[int]:
+    """The rounds after which users were last stored when a life was killed."""
+    return {number for _, rounds, _ in kills for number in rounds.values()}
+
+
 def test_a_life_killed_at_random_moments_ends_as_one_that_nobody_touched_and_books_no_less(world: World, tmp_path: Path) -> None:
     running = FORKS.Process(target=killed, args=((*world.settings, *SETTINGS, *GUARDED), tmp_path))
     running.start()
     running.join()
     kills, whole = json.loads((tmp_path / "kills.json").read_text()), booked(tmp_path / "whole")
-    assert len(kills) == KILLS and whole
+    assert len(kills) >= KILLS and whole
     for life, rounds, rows in kills:
         then = {tuple(row) for row in rows}
         assert then <= whole
         for user, number in rounds.items():
             assert {row for row in whole if row[0] == user and int(row[2]) <= number} <= then, (life, user, number)
-    assert len({number for _, rounds, _ in kills for number in rounds.values()}) > 1, "kills fell into several periods"
+    assert len(fell(kills)) > 1, "kills fell into several periods"
     for folder in (tmp_path / f"{life}" for life in range(kills[-1][0] + 1)):
         assert tensors(folder) == tensors(tmp_path / "whole") != {}
         assert said(folder) == said(tmp_path / "whole")
