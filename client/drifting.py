@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from client.data.types import Encoded
-from client.score import scores
+from client.score import nats, scores
 from client.tower import Blocks
 from client.train import together
 from strategies import drift
@@ -68,9 +67,8 @@ def sat_out(node: Node, round_: int) -> int:
 
 def _losses(node: Node, blocks: Blocks, examples: Sequence[Encoded]) -> Tensor:
     (found,) = scores(node.tower, blocks, [examples], node.scenario.engine, node.dataset.label_ids)
-    if node.dataset.label_ids:
-        return F.cross_entropy(found, torch.tensor([e.label for e in examples]), reduction="none")
-    return found[:, 0] / found[:, 1].clamp(min=1)
+    loss_n, count_n = nats(found, examples)
+    return loss_n / count_n
 
 
 def _noise(node: Node, user: str, round_: int) -> float | None:

@@ -3,18 +3,17 @@
 Shape suffixes: J candidates, K users, U privacy units of a user, E numbers of a profile.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.nn.utils.rnn import pad_sequence
 
 from client.base import Base
 from client.data.types import Encoded
 from client.node import Node
-from client.score import scores
+from client.score import nats, scores
 from client.train import together
 from strategies.base import Task
 from strategies.newcomers.contract import Asked, Verdict, Way
@@ -95,11 +94,9 @@ def losses(node: Node, task: Task, candidates: State, examples: Sequence[Encoded
     """The loss of each unit under each candidate, beside the shared adapter, in nats, [U, J]."""
     received = {**node.start, **{node.split.key(n): v.to(node.base.device) for n, v in task.shared.items()}}
     every = [received | take(candidates, j) for j in range(len(next(iter(candidates.values()))))]
-    blocks, ids = node.trainer.blocks(together(every), node.split.scheme.final), node.dataset.label_ids
-    found = scores(node.tower, blocks, [examples] * len(every), node.scenario.engine, ids)
-    label_N = torch.tensor([e.label for e in examples])
-    nats: Callable[[Tensor], Tensor] = (lambda s: F.cross_entropy(s, label_N, reduction="none")) if ids else (lambda s: s[:, 0])
-    loss_NJ = torch.stack([nats(score) for score in found], 1)
+    blocks = node.trainer.blocks(together(every), node.split.scheme.final)
+    found = scores(node.tower, blocks, [examples] * len(every), node.scenario.engine, node.dataset.label_ids)
+    loss_NJ = torch.stack([nats(score, examples)[0] for score in found], 1)
     _, unit_N = torch.tensor([e.unit for e in examples]).unique(return_inverse=True)
     return torch.zeros(int(unit_N.max()) + 1, len(every)).index_add(0, unit_N, loss_NJ)
 

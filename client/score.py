@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from client.data.types import Encoded
 from client.objective import choice_logits, token_losses
@@ -43,14 +44,16 @@ def mean_losses(tower: Tower, blocks: Blocks, work: Sequence[Sequence[Encoded]],
                 label_ids: tuple[int, ...]) -> Tensor:  # fmt: skip
     """Each user's mean loss, [K] in nats per token or per choice; NaN for a user without examples."""
     device = tower.base.device
-    found = scores(tower, blocks, work, engine, label_ids)
-    return torch.stack([_mean(s, examples, bool(label_ids)) for s, examples in zip(found, work, strict=True)]).to(device)
+    found = [nats(s, examples) for s, examples in zip(scores(tower, blocks, work, engine, label_ids), work, strict=True)]
+    return torch.stack([loss_n.sum() / count_n.sum() for loss_n, count_n in found]).to(device)
 
 
-def _mean(score: Tensor, examples: Sequence[Encoded], choice: bool) -> Tensor:
-    if not choice:
-        return score[:, 0].sum() / score[:, 1].sum()
-    return torch.nn.functional.cross_entropy(score, torch.tensor([e.label for e in examples], dtype=torch.long))
+def nats(score: Tensor, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Each example's loss in nats, a sum, and over how many tokens (of a choice: one); [n] each, of what `scores` says of them."""
+    label_n = torch.tensor([e.label for e in examples], dtype=torch.long)
+    if (label_n < 0).any():
+        return score[:, 0], score[:, 1]
+    return F.cross_entropy(score, label_n, reduction="none"), torch.ones(len(examples))
 
 
 def _common(tower: Tower, blocks: Blocks, work: Sequence[Sequence[Encoded]], engine: Engine, label_ids: tuple[int, ...],

@@ -89,6 +89,11 @@ def read_rounds(directory: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def training_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Of rounds: seconds of training and aggregation."""
+    return sum(row["seconds"].get(part, 0.0) for row in rows for part in ("train", "aggregate"))
+
+
 def read_users(directory: str | Path) -> Users:
     """The table of users; raises `InputError` for a missing column, a cell that is no number, a user named twice."""
     path = Path(directory) / "users.csv"

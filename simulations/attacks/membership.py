@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from client.data.types import Encoded
-from client.score import scores
+from client.score import nats, scores
 from client.train import together
 from configs.scenario import Adapter, Local, Scenario
 from simulations.attacks import world as worlds
@@ -96,7 +95,6 @@ def _sureness(scenario: Scenario, world: World, pools: Sequence[Sequence[Encoded
 
 def _sure(score: Tensor, examples: Sequence[Encoded]) -> Tensor:
     """The x of each example's answer, or of its tokens' mean probability, from what `scores` says."""
-    choice = examples[0].label >= 0
-    loss = F.cross_entropy(score, torch.tensor([e.label for e in examples]), reduction="none") if choice else score[:, 0] / score[:, 1]
-    loss = loss.double()
+    loss_n, count_n = nats(score, examples)
+    loss = (loss_n / count_n).double()
     return (-loss - torch.log(-torch.expm1(-loss))).clamp(-SURE, SURE)

@@ -21,6 +21,7 @@ from simulations.deploy.federation import Federation, patiently
 
 AWAY = 30.0  # seconds that a thing is away
 NOTICED = 90.0  # seconds in which a fault has to be noticed
+KEPT = 600.0  # seconds in which a node has to have kept something
 SMALL_DISK = 1 << 30  # bytes: a file system that may be filled
 Strike = Callable[[Federation], None]
 
@@ -93,7 +94,6 @@ def disk_full(fed: Federation) -> None:
 def corrupted(fed: Federation) -> None:
     """Flip a bit of a private adapter on its disk; once the node has said so, a backup is restored."""
     home, archive = fed.nodes[0].home, fed.nodes[0].folder / f"backup-{time.time_ns()}.tar"
-    end = time.monotonic() + NOTICED
 
     def spoil() -> None:
         files = sorted(fed.store(fed.nodes[0]).glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)
@@ -106,8 +106,8 @@ def corrupted(fed: Federation) -> None:
             data[-1] ^= 1
             files[-1].write_bytes(data)
 
-    patiently(spoil, NOTICED)
-    _noticed(fed, r"is damaged", end)
+    patiently(spoil, KEPT)
+    _noticed(fed, r"is damaged", time.monotonic() + NOTICED)
     patiently(lambda: backups.restore(archive, home, None), NOTICED)
 
 

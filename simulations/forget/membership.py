@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from client.data.types import Encoded, Splits
 from client.node import Node
+from client.score import nats
 from simulations.life.judge import ROWS
 from strategies.base import Task
 
@@ -77,9 +76,8 @@ def gains(node: Node, task: Task, rows: Sequence[str], work: Work) -> list[Float
 
 def losses(score: Tensor, examples: Sequence[Encoded]) -> Tensor:
     """The loss of each example, float64 in nats per choice or token, from what `Node.control` says."""
-    if examples[0].label < 0:
-        return (score[:, 0] / score[:, 1]).double()
-    return F.cross_entropy(score.double(), torch.tensor([e.label for e in examples]), reduction="none")
+    loss_n, count_n = nats(score.double(), examples)
+    return loss_n / count_n
 
 
 def judged(member_M: Floats, other_N: Floats, seed: int = 0) -> Told:

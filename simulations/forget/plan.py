@@ -10,13 +10,11 @@ from client.data.without import mark
 from configs.errors import InputError, nearest
 from configs.scenario import Scenario, label, scenario_hash
 from server.report.files import read_users
-from simulations import folders
+from simulations import folders, making
 from simulations.life import periods
 from strategies import unlearning
-from strategies.files import write_text
 from strategies.unlearning.contract import Way
 
-NOTE = "forgetting.json"  # in a folder that is being made: what it is to become
 FILE = "forget.json"
 
 
@@ -41,7 +39,7 @@ class Plan:
     @property
     def stage(self) -> Path:
         """Where the new run lies until it is whole."""
-        return self.out.with_name(f".{self.out.name}.forgetting")
+        return making.stage(self.out)
 
     @property
     def gone(self) -> tuple[str, ...]:
@@ -116,16 +114,6 @@ def without(scenario: Scenario, some: Sequence[str], users: Sequence[str]) -> Sc
     """The scenario with these marks left out of its data, and these users of the server's own."""
     data = replace(scenario.data, without=tuple(dict.fromkeys((*scenario.data.without, *some))))
     return replace(scenario, data=data, root_users=tuple(user for user in scenario.root_users if user not in users))
-
-
-def begin(asked: Plan) -> None:
-    """Mark the folder that is to become the new run. Raises `InputError` where another command was cut off there."""
-    path = asked.stage / NOTE
-    if not path.exists():
-        write_text(path, json.dumps(asked.said(), indent=1))
-    elif (there := json.loads(path.read_text())) != asked.said():
-        differs = next(name for name, value in asked.said().items() if there.get(name) != value)
-        raise InputError(f"{asked.stage} holds what was cut off and had another {differs}; give that command again, or remove it")
 
 
 def _trained(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from client.data.types import Dataset, Encoded
 from client.node import Node
 from client.private import PrivateStore
-from server.report.files import read_rounds
+from server.report.files import read_rounds, training_seconds
 from server.report.promise import spent
 from simulations.forget import life, membership, search
 from simulations.forget.plan import Plan
@@ -18,8 +18,6 @@ from simulations.life import periods
 from simulations.training import World
 from strategies.base import Task
 from strategies.unlearning import bounds
-
-CLOCK = ("train", "aggregate")  # the parts of a round's seconds that are training
 
 
 def of(asked: Plan, there: World, made: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +50,10 @@ def trained_on(data: Dataset, user: str) -> list[Encoded]:
     return [*data.earlier.get(user, ()), *own]
 
 
-def seconds(folder: Path, after: int = 0) -> float:
-    """Seconds of training in the rounds of a run after one."""
-    return sum(row["seconds"].get(part, 0.0) for row in read_rounds(folder)[after:] for part in CLOCK)
-
-
 def _retraining(asked: Plan) -> float:
     if not asked.old.life.periods:
-        return seconds(asked.run)
-    return sum(seconds(periods.place(asked.run, number)) for number in periods.over(asked.old, asked.run))
+        return training_seconds(read_rounds(asked.run))
+    return sum(training_seconds(read_rounds(periods.place(asked.run, number))) for number in periods.over(asked.old, asked.run))
 
 
 # ---------------------------------------------------------------------- whether they were there

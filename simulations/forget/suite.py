@@ -22,10 +22,12 @@ from configs.scenario import Privacy
 from server import checkpoint
 from server.checkpoint import Checkpoint
 from server.finish import finish
+from server.report.files import read_rounds, training_seconds
 from server.sampling import invited, sample
 from server.span import last_round
+from simulations import making
 from simulations.forget import life, report, verify
-from simulations.forget.plan import FILE, NOTE, Plan, begin
+from simulations.forget.plan import FILE, Plan
 from simulations.forget.search import LEDGERS
 from simulations.migrate.node import copy_ledgers
 from simulations.run import run as run_scenario
@@ -46,17 +48,8 @@ def forget(asked: Plan, check: bool = False, say: Say = lambda _text: None) -> d
         raise InputError("--check compares runs, and this is a life; leave it out")
     if asked.out.exists():
         return json.loads((asked.out / FILE).read_text())
-    with checkpoint.held(asked.run):
-        begin(asked)
-        try:
-            found = _made(asked, check, say)
-        except InputError:
-            if not any(asked.stage.rglob("checkpoint.json")):
-                shutil.rmtree(asked.stage)  # what was refused leaves nothing
-            raise
-        (asked.stage / NOTE).unlink()
-        asked.stage.replace(asked.out)
-    return found
+    with checkpoint.held(asked.run), making.made(asked.out, asked.said()):
+        return _made(asked, check, say)
 
 
 def _made(asked: Plan, check: bool, say: Say) -> dict[str, Any]:
@@ -104,7 +97,7 @@ def _trained(asked: Plan, say: Say) -> float:
             checkpoint.commit(asked.stage, replace(last, round=first, rows=last.rows[:first]))
             checkpoint.begin(asked.stage, asked.new)
     run_scenario(asked.new, asked.stage, lambda row: say(f"round {row['round']} without them"))
-    return report.seconds(asked.stage, first)
+    return training_seconds(read_rounds(asked.stage)[first:])
 
 
 def shelve(asked: Plan) -> None:

@@ -28,6 +28,7 @@ from configs.scenario import Scenario
 from server import checkpoint, rounds
 from server.checkpoint import Checkpoint
 from server.finish import tabulate
+from server.report.files import training_seconds
 from server.report.promise import ledgers, spent
 from server.report.summary import plain, write_summary
 from server.span import before, last_round
@@ -106,7 +107,9 @@ def _period(scenario: Scenario, base: bases.Base, periods: Sequence[Dataset], fo
     clock["end"] = time.perf_counter()
     tabulate(here, table, clock, state)
     write_summary(here)
-    _write(here / AFTER, {"scores": scores, "seconds": seconds(state), "epsilon": spent(scenario, here), "sat_out": still})
+    _write(
+        here / AFTER, {"scores": scores, "seconds": training_seconds(state.rows), "epsilon": spent(scenario, here), "sat_out": still}
+    )
 
 
 def _before(node: Node, since: Checkpoint | None, periods: Sequence[Dataset]) -> dict[str, Any]:
@@ -115,11 +118,6 @@ def _before(node: Node, since: Checkpoint | None, periods: Sequence[Dataset]) ->
     task = Task(before(node.scenario) + 1, shared)
     said = {"prequential": {user: x for user, (x,) in judge.judged(node, task, judge.whole(node.dataset)).items()}}
     return said if since else said | {"scores": judge.judged(node, task, judge.tests(periods))}
-
-
-def seconds(state: Checkpoint) -> float:
-    """Seconds of training and aggregation in a run's rounds."""
-    return sum(row["seconds"].get(part, 0.0) for row in state.rows for part in ("train", "aggregate"))
 
 
 def drop(folder: Path, number: int) -> None:

@@ -1,6 +1,5 @@
 """What a migration is asked to do, and what is refused before a model is loaded or a file is written."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +8,9 @@ from typing import Any
 from configs.errors import InputError
 from configs.scenario import Scenario, label, scenario_hash
 from server import checkpoint
-from simulations import folders
+from simulations import folders, making
 from strategies import migrators
-from strategies.files import write_text
 from strategies.migrators.terms import Migrator
-
-NOTE = "migration.json"  # in a folder that is being made: what it is to become
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Plan:
     @property
     def stage(self) -> Path:
         """Where the new run lies until it is whole."""
-        return self.out.with_name(f".{self.out.name}.migrating")
+        return making.stage(self.out)
 
     def said(self) -> dict[str, Any]:
         """What a folder that is being made says of itself."""
@@ -65,18 +61,6 @@ def plan(run: Path, to: str, how: str, options: Sequence[str], overrides: Sequen
 def chosen(options: Sequence[str]) -> dict[str, float]:
     """A migrator's options, each NAME=NUMBER. Raises `InputError`."""
     return {name: _number(name, value) for name, value in map(_pair, options)}
-
-
-def begin(asked: Plan) -> None:
-    """Mark the folder that is to become the new run. Raises `InputError` where another migration was cut off there."""
-    path = asked.stage / NOTE
-    if not path.exists():
-        write_text(path, json.dumps(asked.said(), indent=1))
-    elif (there := json.loads(path.read_text())) != asked.said():
-        differs = next(name for name, value in asked.said().items() if there.get(name) != value)
-        raise InputError(
-            f"{asked.stage} holds a migration that was cut off and had another {differs}; give that command again, or remove it"
-        )
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -24,11 +24,11 @@ from server.checkpoint import Checkpoint
 from server.finish import finish
 from server.joint import PLAN
 from server.sampling import participations
-from simulations import training
+from simulations import making, training
 from simulations.folders import of_flower
 from simulations.migrate import report
 from simulations.migrate.node import copy_ledgers, deployed
-from simulations.migrate.plan import NOTE, Plan, begin
+from simulations.migrate.plan import Plan
 from simulations.migrate.sides import Sides, distilled, mover, opened, world
 from simulations.training import World
 from strategies.base import Task
@@ -51,20 +51,11 @@ class Method(NamedTuple):
 
 def migrate(asked: Plan, say: Say = lambda _text: None) -> dict[str, Any]:
     """Make the new run in ``asked.out`` and return what its `migrate.json` holds. Raises `InputError`."""
-    with checkpoint.held(asked.run):
-        begin(asked)
-        try:
-            copy_ledgers(asked.run, asked.stage)
-            if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
-                shutil.copyfile(asked.run / PLAN, asked.stage / PLAN)
-            found = _retrained(asked, say) if asked.migrator.uses_data else _moved(asked, say)
-        except InputError:
-            if not any((asked.stage / name).exists() for name in ("private/store.json", "checkpoint.json")):
-                shutil.rmtree(asked.stage)  # what was refused leaves nothing
-            raise
-        (asked.stage / NOTE).unlink()
-        asked.stage.replace(asked.out)
-    return found
+    with checkpoint.held(asked.run), making.made(asked.out, asked.said()) as stage:
+        copy_ledgers(asked.run, stage)
+        if (asked.run / PLAN).exists() and not asked.migrator.uses_data:
+            shutil.copyfile(asked.run / PLAN, stage / PLAN)
+        return _retrained(asked, say) if asked.migrator.uses_data else _moved(asked, say)
 
 
 # ---------------------------------------------------------------------- without users' data

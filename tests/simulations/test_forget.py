@@ -19,6 +19,7 @@ from client.data.without import mark
 from client.private import PrivateStore
 from configs.scenario import Scenario, load
 from server import checkpoint
+from simulations import making
 from simulations.forget import membership, plan, search, suite
 from simulations.life import periods
 from simulations.run import run as run_scenario
@@ -283,7 +284,7 @@ def test_the_command_goes_on_after_a_kill_purges_and_refuses_in_a_sentence(quick
     process = FORKS.Process(target=killed, args=(str(run), user, str(out), world.settings))
     process.start()
     process.join()
-    stage = tmp_path / ".out.forgetting"
+    stage = tmp_path / ".out.making"
     assert process.exitcode == -signal.SIGKILL and not out.exists() and stage.exists()
     other = call("forget", run, others[0], "--out", out)
     assert other.code == 2 and "was cut off and had another scenario" in other.err
@@ -299,7 +300,7 @@ def test_the_command_goes_on_after_a_kill_purges_and_refuses_in_a_sentence(quick
     said = call("forget", run, user, "--out", out, "--purge")
     assert said.code == 0 and "bytes found: 0" in said.out and not run.exists() and not stage.exists(), said.err
     assert "round 1 without" not in said.out and same(out, quick(without=(user,)))
-    assert not (out / plan.NOTE).exists() and user not in (out / plan.FILE).read_text().replace(str(run), "")
+    assert not (out / making.NOTE).exists() and user not in (out / plan.FILE).read_text().replace(str(run), "")
 
 
 def test_what_a_guarantee_was_planned_for_is_not_trained_beyond(quick: Quick, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def killed(run: str, to: str, out: str) -> None:
 
 
 def test_a_migration_that_was_killed_goes_on_by_the_same_command(run: Path, bases: dict[str, Path], tmp_path: Path) -> None:
-    before, out, stage = kept(run), tmp_path / "out", tmp_path / ".out.migrating"
+    before, out, stage = kept(run), tmp_path / "out", tmp_path / ".out.making"
     process = FORKS.Process(target=killed, args=(str(run), str(bases["newer"]), str(out)))
     process.start()
     process.join()
