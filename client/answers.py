@@ -29,7 +29,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import ledgers, outgoing, own_noise, repeats, secure, secure_wire, sending, wire
+from client import given, ledgers, outgoing, own_noise, repeats, secure, secure_wire, sending, wire
 from client.data.types import Splits
 from client.node import Node, open_node
 from client.outgoing import Door
@@ -79,6 +79,7 @@ def train(message: Message, context: Context) -> Message:
                     content = wire.encode_releases(_releases(node, order, door, load), order.task.shared)
                 if not played:
                     repeats.keep(home(), order.run, asked, content)
+                    given.keep(home(), order.run, node, order.task)
         return door.reply(message, content, order.task.shared)
 
 
@@ -94,6 +95,8 @@ def train_secure(message: Message, context: Context) -> Message:
         with held(node, order), spending(node, order.run, played):
             releases = door.bare(_trained(node, order))
             vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users), bits)
+        if not played:
+            given.keep(home(), order.run, node, order.task)
         answer = secure.begin(_sums(order.run, me), how.terms, me, vector_M)
         return door.reply(message, secure_wire.encode_answer(answer), {})
 
@@ -125,6 +128,8 @@ def evaluate(message: Message, context: Context) -> Message:
         node = opened(context, order)
         with node.store.held():
             rows = node.evaluate(order.task, order.part, order.controls)
+        if not simulated(context.node_config):
+            given.keep(home(), order.run, node, order.task)
         return door.reply(message, wire.encode_rows(rows), {})
 
 

@@ -195,16 +195,17 @@ def export(
     user: Annotated[str, typer.Argument(help="A name in the column 'user' of FOLDER/users.csv.", metavar="USER")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must be empty or not be there yet.")],
     edits: Annotated[bool, typer.Option("--edits/--no-edits", help="With or without what the user has corrected by 'edit'.")] = True,
+    key: store.KEY = "",
 ) -> None:
     """Write one user's model for stock PEFT, and print how to load it.
 
-    FOLDER is a run's folder or a life's, USER one of those that 'show FOLDER --users 20' lists. Edits are not noised: where
-    privacy=example promises something of what is passed on, use --no-edits.
+    FOLDER is a run's or a life's, USER one of those that 'show FOLDER --users 20' lists; or it is a node's home, and keeps USER.
+    Edits are not noised: where privacy=example promises something of what is passed on, use --no-edits.
     """
     from simulations.export import export_user
 
     usage.quiet()
-    usage.say(export_user(folder, user, out, edits=edits))
+    usage.say(export_user(folder, user, out, edits=edits, key=key))
 
 
 @app.command(name="list", epilog=usage.examples("list", "list --json"))

@@ -13,20 +13,22 @@ from client.editing.bench import placed
 from client.peft_io import save_user
 from client.private import PrivateStore
 from client.split import Split, split
-from client.store import origin
+from client.store import keys, origin
 from client.store.manifest import PRIVATE
 from client.tower import Tower
 from configs.errors import InputError, close, did_you_mean
 from configs.scenario import Scenario
 from server import checkpoint
-from simulations.edit.place import find
+from simulations.edit.place import find, refuse_stranger
 from simulations.folders import of_flower
 from strategies.keeping.contract import MEMORY
 from strategies.tree import State
 
 
-def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None, edits: bool = True) -> str:
+def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None, edits: bool = True, key: str = "") -> str:
     """Write the model that a user has after a run's last round to ``out`` and return a text that says how to load it.
+
+    ``folder``: a run's or a life's, or a node's home, whose store ``key`` opens.
 
     ``edits``: with those that the user has made, which are not noised; the text says so. A user who was kept out of training gets the
     shared adapter alone, as the report scores them. Of a life it is the model after the last round of its last period, with all that is
@@ -43,21 +45,24 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
         listed = dict.fromkeys(found.users, True) | dict.fromkeys(found.unseen, False)
         _check(user, listed, folder)
     parts = split(scenario, base)
-    if listed[user] and of_flower(folder) and any(parts.owner(key) == "private" for key in parts.start()):
-        raise InputError(f"{folder} holds a run of Flower: the private adapter of '{user}' is on the node that keeps that user")
+    private, store = any(parts.owner(name) == "private" for name in parts.start()), PrivateStore(at.private, keys.read(key))
+    if listed[user] and of_flower(folder) and private:
+        raise InputError(f"{folder} holds a run of Flower: on the node that keeps '{user}', give export HOME {user}, with its home")
+    if listed[user] and private:
+        refuse_stranger(at, store, user)
     if listed[user] and parts.scheme.references:
         raise InputError(f"scheme '{scenario.scheme}' weighs a user's adapters anew for each text, and no one adapter does that")
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
     here = origin.of(scenario.seed, base, parts)
     checkpoint.refuse_other(folder, last, here)
-    stored = PrivateStore(at.home / "private").parts(user, last.round + 1, here)
+    stored = store.parts(user, last.round + 1, here)
     own = {**stored.get(PRIVATE, {}), **stored.get(MEMORY, {})}
     layouts, state = parts.model(received | parts.own(parts.start(), received) | own)
     if not listed[user]:
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
-    stand = records.read(records.opened(at.home), user, here) if edits and listed[user] else []
+    stand = records.read(records.opened(at.home, keys.read(key)), user, here) if edits and listed[user] else []
     layouts = _fitted(scenario, base, parts, layouts)
     if not stand:
         return save_user(base, layouts, state, out, f"The model of user {user}")

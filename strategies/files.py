@@ -1,6 +1,7 @@
 """Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,10 +22,13 @@ def write_state(path: Path, state: State) -> None:
     """Replace a safetensors file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(
-        {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in state.items()}, scratch
-    )  # none shares memory
+    save_file(whole(state), scratch)
     _settle(scratch, path)
+
+
+def whole(state: Mapping[str, torch.Tensor]) -> State:
+    """Copies that a safetensors file takes: on the CPU, each with memory of its own; in the order of their names."""
+    return {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in sorted(state.items())}
 
 
 def read_state(path: Path) -> State:

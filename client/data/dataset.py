@@ -30,21 +30,12 @@ def load(data: Data, tokenizer: Any, seed: int, life: Life = ALL) -> Dataset:
 
 def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Dataset]:
     """The data of each period of a life; of none, all data as one. Who has fewer than two examples in a period is not in it."""
-    if data.name not in SOURCES:
-        raise unknown("data", data.name, SOURCES)
     if life.period > life.periods:
         raise InputError(f"life.period is {life.period}, and the life has life.periods={life.periods}")
-    source = SOURCES[data.name]
-    task = _task(source, data)
-    read = source.read(data)
-    chosen, unseen = _chosen(read, task, data, seed)
-    read = without.users(read, data)  # nobody comes in the place of whoever is left out
-    users = [user for user in chosen if user in read]
+    source, task, read, users, unseen = _read(data, seed)
     labels = _labels(source, data, read) if task == "choice" else ()
     ids = label_ids(tokenizer, labels) if labels else ()
-    found = without.units(
-        _splits({u: read[u] for u in (*users, *unseen) if u in read}, data, tokenizer, task, labels, life), data, life
-    )
+    found = without.units(_splits({u: read[u] for u in (*users, *unseen)}, data, tokenizer, task, labels, life), data, life)
     public = encode(source.public(data), tokenizer, task, labels, data.max_tokens) if source.public else []
     nobodys = tuple(Encoded(p.ids, p.start, p.label, i) for i, found in enumerate(public) for p in found)
     said = source.profiles() if source.profiles else {}
@@ -54,7 +45,7 @@ def every_period(data: Data, tokenizer: Any, seed: int, life: Life) -> list[Data
         replace(
             whole,
             users={u: found[u][t] for u in users if found[u][t].train},
-            unseen={u: found[u][t] for u in unseen if u in found and found[u][t].train},
+            unseen={u: found[u][t] for u in unseen if found[u][t].train},
             earlier={u: tuple(e for before in found[u][:t] for e in before.train) for u in users} if t else {},
             counts={u: tuple(len(s.train) for s in found[u][: t + 1]) for u in users} if life.periods else {},
         )
@@ -67,19 +58,20 @@ def times(data: Data, seed: int) -> dict[str, list[float]]:
 
     Needs no model, and does not look at ``data.max_examples``. Raises `InputError` for whatever the data cannot give.
     """
-    if data.name not in SOURCES:
-        raise unknown("data", data.name, SOURCES)
-    source = SOURCES[data.name]
-    read = source.read(data)
-    chosen, _ = _chosen(read, _task(source, data), data, seed)
-    read = without.users(read, data)
-    users = [user for user in chosen if user in read]
+    _, _, read, users, _ = _read(data, seed)
     return {user: list({example.unit: example.time for example in split.in_order(read[user])}.values()) for user in users}
 
 
-def _chosen(read: dict[str, list[Example]], task: str, data: Data, seed: int) -> tuple[list[str], list[str]]:
+def _read(data: Data, seed: int) -> tuple[Source, str, dict[str, list[Example]], list[str], list[str]]:
+    """A source, the task, all users' examples, who of them takes part, and who is never trained on."""
+    if data.name not in SOURCES:
+        raise unknown("data", data.name, SOURCES)
+    source = SOURCES[data.name]
+    task, read = _task(source, data), source.read(data)
     counts = {user: split.count(examples, task, data.max_tokens, data.max_chunks) for user, examples in read.items()}
-    return split.choose(counts, data, seed)
+    chosen, unseen = split.choose(counts, data, seed)
+    read = without.users(read, data)  # nobody comes in the place of whoever is left out
+    return source, task, read, [user for user in chosen if user in read], [user for user in unseen if user in read]
 
 
 def _task(source: Source, data: Data) -> str:

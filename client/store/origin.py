@@ -12,6 +12,7 @@ import torch
 from client.base import Base
 from client.split import Split
 from client.store.manifest import Origin
+from strategies.files import whole
 from strategies.tree import State
 
 SAMPLE = 256  # numbers of each parameter that are looked at
@@ -61,7 +62,7 @@ def of_state(state: Mapping[str, torch.Tensor]) -> str:
 
 def encoded(state: Mapping[str, torch.Tensor]) -> bytes:
     """A state as a safetensors file; equal states give equal bytes."""
-    return safetensors.torch.save({n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in sorted(state.items())})
+    return safetensors.torch.save(whole(state))
 
 
 def decoded(data: bytes) -> State:

@@ -13,12 +13,13 @@ from strategies.privacy.ledger import JOINT, LEDGER
 
 STAGE = ".restore-"  # how folders begin in which a restore lays out a copy
 EDITS = "edits"  # corrections of what users' models say: `client.editing.records`
+USE = "use"  # of each run: what users' models need beside what is private, and edits: `client.given`
 ANSWERS = "answers"  # what was let out last: `client.repeats`
 
 
 def stores(at: Path, some: bool = True) -> dict[str, Path]:
     """Stores by their path from ``at``. Raises `InputError` where there are none, if there must be ``some``."""
-    folders = [*at.glob("nodes/*"), at / "private", at / EDITS]
+    folders = [*at.glob("nodes/*"), at / "private", at / EDITS, *at.glob(f"{USE}/*/{EDITS}")]
     found = {
         folder.relative_to(at).as_posix(): folder for folder in sorted(folders) if any((folder / n).exists() for n in (HEAD, NEXT))
     }

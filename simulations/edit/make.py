@@ -37,7 +37,7 @@ def add(run: Path, user: str, path: Path, editor: str, options: Mapping[str, flo
     records.built(editor, options)
     store = records.opened(at.home, keys.read(key))
     with store.held([user]), place.bench(at, key, layer) as bench:
-        place.refuse_user(bench, user)
+        place.refuse_user(at, bench, user)
         before = records.read(store, user, bench.node.origin)
         records.module_of(before, bench.module)
         wanted = {prompts: (answer, e) for prompts, answer, e in (lines.resolve(line, bench.node) for line in asked)}

@@ -1,10 +1,9 @@
 """A run under both guarantees that is killed before any of its writes: what had left was booked, and it ends as one nobody touched."""
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from simulations.training import train
 from strategies.base import Release, Task
 from strategies.privacy.events import Event
 from strategies.privacy.ledger import Ledger
+from tests.simulations import kills
 from tests.simulations.command import FORKS
 from tests.simulations.conftest import World
 
@@ -29,25 +29,8 @@ LEDGERS = ("ledger.sqlite", "joint.sqlite")
 WRITES = ((Ledger, "spend_within"), (PrivateStore, "save_parts"), (checkpoint, "write_state"), (checkpoint, "write_text"))
 
 
-def lives(scenario: Scenario, world: Parts, folder: Path, writes: int) -> int:
-    """Run in a process of its own that kills itself before its next write after so many; returns the signal that ended it, or 0."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = writes
-
-    def mortal(write: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return write(*args)
-
-        return wrapped
-
-    for owner, name in WRITES:
-        setattr(owner, name, mortal(getattr(owner, name)))
+def run(scenario: Scenario, world: Parts, folder: Path) -> None:
+    """Run, and say who has released what in which round."""
     trained = Node.train
     said = os.open(folder / "left", os.O_WRONLY | os.O_CREAT)
 
@@ -58,7 +41,6 @@ def lives(scenario: Scenario, world: Parts, folder: Path, writes: int) -> int:
 
     Node.train = watched
     train(scenario, world, folder, (), lambda _row: None)
-    os._exit(0)
 
 
 def everywhere(words: tuple[str, ...], home: Path) -> None:
@@ -70,7 +52,7 @@ def everywhere(words: tuple[str, ...], home: Path) -> None:
     train(scenario, world, home / "whole", (), lambda _row: None)
     for writes in range(1000):
         (home / f"{writes}").mkdir()
-        if not lives(scenario, world, home / f"{writes}", writes):
+        if not kills.killed(partial(run, scenario, world, home / f"{writes}"), WRITES, writes):
             break
         for name in LEDGERS:
             if (home / f"{writes}" / name).exists():

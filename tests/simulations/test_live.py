@@ -1,9 +1,8 @@
 """A life: periods go on from one another, it ends the same wherever it is killed, and what it keeps does not grow."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from strategies.files import read_state
 from strategies.privacy.ledger import LEDGER, Ledger
 from tests.simulations.command import FORKS, call
 from tests.simulations.conftest import World
+from tests.simulations.kills import booked, killed, tensors, timeless
 
 SETTINGS = ("rounds=1", "personalize=0", "evaluate_every=0", "data.unseen_users=0", "users_per_round=0", "private_training.batch=100",
             "shared_training.batch=100", "controls=[shared_private]")  # fmt: skip
@@ -41,10 +41,6 @@ def made(world: World) -> Made:
 def life(scenario: Scenario, folder: Path) -> dict[str, Any]:
     assert list(periods.live(scenario, folder)) == list(range(1, scenario.life.periods + 1))
     return record.write(folder)
-
-
-def tensors(folder: Path) -> dict[str, bytes]:
-    return {p.name + p.parent.name: p.read_bytes() for p in (*folder.glob("private/*/0*"), *folder.glob("period-*/shared-*"))}
 
 
 def test_periods_of_the_same_data_are_one_long_run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,27 +69,8 @@ def test_a_life_says_what_it_came_to(made: Made, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ killed
-def mortal(scenario: Scenario, folder: Path, writes: int) -> int:
-    """Live in a process of its own that kills itself before its next write after so many; returns the signal that ended it, or 0."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = writes
-
-    def counted(write: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return write(*args)
-
-        return wrapped
-
-    for owner, name in WRITES:
-        setattr(owner, name, counted(getattr(owner, name)))
+def live(scenario: Scenario, folder: Path) -> None:
     list(periods.live(scenario, folder))
-    os._exit(0)
 
 
 def everywhere(words: tuple[str, ...], home: Path) -> None:
@@ -106,21 +83,12 @@ def everywhere(words: tuple[str, ...], home: Path) -> None:
     data.every_period = lambda *_: found
     list(periods.live(scenario, home / "whole"))
     for writes in range(2, 1000, 8):
-        if not mortal(scenario, home / f"{writes}", writes):
+        life = partial(live, scenario, home / f"{writes}")
+        if not killed(life, WRITES, writes):
             break
-        mortal(scenario, home / f"{writes}", 5)
-        list(periods.live(scenario, home / f"{writes}"))
+        killed(life, WRITES, 5)
+        life()
     (home / "done").touch()
-
-
-def timeless(folder: Path) -> dict[str, Any]:
-    said = record.read(folder)
-    return {name: value for name, value in said.items() if name != "seconds"}
-
-
-def booked(folder: Path) -> list[tuple[Any, ...]]:
-    with Ledger(folder / LEDGER) as ledger:
-        return sorted(ledger._rows())
 
 
 def test_a_life_killed_anywhere_ends_as_one_that_nobody_touched(world: World, tmp_path: Path) -> None:
@@ -128,12 +96,12 @@ def test_a_life_killed_anywhere_ends_as_one_that_nobody_touched(world: World, tm
     running.start()
     running.join()
     assert (tmp_path / "done").exists()
-    killed = [p for p in tmp_path.iterdir() if p.name.isdigit()]
-    assert len(killed) > 1
-    for folder in killed:
+    lives = [p for p in tmp_path.iterdir() if p.name.isdigit()]
+    assert len(lives) > 1
+    for folder in lives:
         assert tensors(folder) == tensors(tmp_path / "whole") != {}
         assert timeless(folder) == timeless(tmp_path / "whole")
-        assert booked(folder) == booked(tmp_path / "whole") != []
+        assert booked(folder) == booked(tmp_path / "whole") != set()
         assert not list(folder.rglob(".*.tmp"))
 
 

@@ -16,9 +16,9 @@ from client import data
 from client.store.places import opened, stores
 from configs.scenario import Scenario, load
 from simulations.life import periods, record
-from strategies.privacy.ledger import LEDGER, Ledger
 from tests.simulations.command import FORKS
 from tests.simulations.conftest import World
+from tests.simulations.kills import booked, tensors, timeless
 
 SETTINGS = ("rounds=1", "personalize=0", "evaluate_every=0", "data.unseen_users=0", "users_per_round=0", "private_training.batch=100",
             "shared_training.batch=100", "controls=[shared_private]")  # fmt: skip
@@ -79,22 +79,6 @@ def killed(words: tuple[str, ...], home: Path) -> None:
     (home / "kills.json").write_text(json.dumps(seen))
 
 
-def tensors(folder: Path) -> dict[str, bytes]:
-    return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in (*folder.glob("private/*/0*"), *folder.glob("period-*/shared-*"))}
-
-
-def said(folder: Path) -> dict[str, Any]:
-    return {name: value for name, value in json.loads((folder / "live.json").read_text()).items() if name != "seconds"}
-
-
-def booked(folder: Path) -> set[tuple[Any, ...]]:
-    """(user, run, round, what, ...) of all that the ledger holds."""
-    if not (folder / LEDGER).exists():
-        return set()
-    with Ledger(folder / LEDGER) as ledger:
-        return ledger._rows()
-
-
 def trained(folder: Path) -> dict[str, int]:
     """The newest round of which each user has something: that much has been looked at and released."""
     if not stores(folder, some=False):
@@ -122,7 +106,7 @@ def test_a_life_killed_at_random_moments_ends_as_one_that_nobody_touched_and_boo
     assert len(fell(kills)) > 1, "kills fell into several periods"
     for folder in (tmp_path / f"{life}" for life in range(kills[-1][0] + 1)):
         assert tensors(folder) == tensors(tmp_path / "whole") != {}
-        assert said(folder) == said(tmp_path / "whole")
+        assert timeless(folder) == timeless(tmp_path / "whole")
         assert booked(folder) == whole
         assert not list(folder.rglob(".*.tmp"))
 
