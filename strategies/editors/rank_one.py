@@ -6,7 +6,8 @@ the answer is predicted), changes R [P, O] of its output there, and C [I, I] the
 
     minimize  tr(D C D^T)  such that  D K^T = R^T:      D = B A,   A = (K C^-1 K^T + damp I)^-1 K C^-1,   B = R^T
 
-R is found by a few steps of Adam on the answer's loss, through D as it will be applied. C is made regular by ``ridge`` of its mean
+R is found by a few steps of Adam on the answer's loss, a mean over the edit's prompts, plus ``decay`` times that of |r|^2, through D
+as it will be applied: an edit that shows a prompt twice is the edit that shows it once. C is made regular by ``ridge`` of its mean
 diagonal. Several edits are solved for together: K and R are then those of all, so that each has its own change at its own keys.
 
 Deviations: keys are taken at the positions that predict the answer, as no subject is marked in the prompt, one for each token; not
@@ -34,11 +35,12 @@ def rank_one(
     def learn(lesson: Lesson) -> State:
         keys, white = lesson.keys_EPI, whitened(lesson.keys_EPI, lesson.ordinary_MI, ridge)
         a = solved(keys, white, damp)
+        shown_E = (keys != 0).any(2).sum(1).clamp(min=1)
         value = torch.zeros(*keys.shape[:2], lesson.outputs, device=keys.device, requires_grad=True)
 
         def loss() -> Tensor:
             nll_E, _ = lesson.loss(a, value.mT)
-            return (short(nll_E, sure) + decay * value.square().sum((1, 2))).sum()
+            return (short(nll_E, sure) + decay * value.square().sum((1, 2)) / shown_E).sum()
 
         descend(loss, [value], int(steps), lr)
         return {KEY: keys, WHITE: white, VALUE: value.detach()}

@@ -79,6 +79,21 @@ def test_edits_that_stand_together_each_change_their_own_keys_as_if_alone() -> N
     assert float((edits[0][KEY] @ added_up.mT - edits[0][VALUE]).abs().max()) > 0.05
 
 
+def test_an_edit_that_shows_its_prompt_four_times_is_the_edit_that_shows_it_once() -> None:
+    key, ordinary = drawn(1, 1, INPUTS, seed=1), lesson().ordinary_MI
+    goal = 3 * drawn(OUTPUTS, seed=2)
+
+    def made(times: int) -> Tensor:
+        keys, editor = key.expand(1, times, INPUTS).contiguous(), rank_one(steps=300, lr=0.05, damp=1e-6, decay=0.2)
+
+        def loss(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return (keys @ (b @ a).mT - goal).square().sum(2).mean(1), torch.zeros(1)
+
+        return change(editor, each(editor.learn(Lesson(keys, ordinary, OUTPUTS, loss, (0, "ann")))))
+
+    torch.testing.assert_close(made(4), made(1), atol=1e-3, rtol=1e-3)
+
+
 def test_no_other_change_with_the_same_outputs_is_smaller_to_ordinary_texts() -> None:
     given, editor = lesson(slice(0, 1)), rank_one(steps=40, damp=1e-10, ridge=1e-6)
     (edit,) = each(editor.learn(given))
