@@ -26,7 +26,7 @@ KEY, WHITE, VALUE = "key", "white", "value"  # K [P, I], K C^-1 [P, I], R [P, O]
 
 
 def rank_one(
-    ridge: float = 0.1, damp: float = 1e-4, sure: float = 0.9, steps: float = 30, lr: float = 0.1, decay: float = 1e-3
+    ridge: float = 0.1, damp: float = 1e-4, sure: float = 0.9, steps: float = 60, lr: float = 0.1, decay: float = 3e-4
 ) -> Editor:
     """Change the module's output at the prompt, and as little as can be at ordinary inputs."""
     within("ridge", ridge, 1e-6, 1e6, "option")
