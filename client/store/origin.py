@@ -31,7 +31,7 @@ def of_base(base: Base) -> str:
     found = hashlib.sha256()
     for name, value in base.model.named_parameters():
         flat_N = value.detach().flatten()
-        some = flat_N[:: max(1, flat_N.numel() // SAMPLE)][:SAMPLE].to(torch.bfloat16).view(torch.uint8)
+        some = flat_N[:: max(1, flat_N.numel() // SAMPLE)][:SAMPLE].to(torch.bfloat16).contiguous().view(torch.uint8)
         found.update(f"{name}{tuple(value.shape)}".encode() + some.cpu().numpy().tobytes())
     return found.hexdigest()
 

@@ -288,3 +288,11 @@ def test_what_is_run_where_nothing_is_named_trains_under_a_guarantee_and_one_wor
         assert said.code == 0 and f"guarantee: {guarantee}\n" in said.out
     assert call("show").out == call("show", "demo").out
     assert "rounds must be at least 1" in call("run", "rounds=0").err, "the scenario may be left out"
+
+
+def test_a_base_in_bfloat16_is_trained_on_scored_and_exported(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = call("run", "movielens", *world.settings, "rounds=1", "model.dtype=bfloat16", "--out", run)
+    assert said.code == 0, said.err
+    assert call("export", run, "u1", "--out", tmp_path / "u1").code == 0
+    assert json.loads((run / "summary.json").read_text())["rows"]["shared_private"]["mean"] > 0
