@@ -79,7 +79,7 @@ def train(message: Message, context: Context) -> Message:
                     content = wire.encode_releases(_releases(node, order, door, load), order.task.shared)
                 if not played:
                     repeats.keep(home(), order.run, asked, content)
-                    given.keep(home(), order.run, node, order.task)
+                _use(context, order, node)
         return door.reply(message, content, order.task.shared)
 
 
@@ -95,8 +95,7 @@ def train_secure(message: Message, context: Context) -> Message:
         with held(node, order), spending(node, order.run, played):
             releases = door.bare(_trained(node, order))
             vector_M = secure.vector(node.scenario, order.task, how, releases, len(order.users), bits)
-        if not played:
-            given.keep(home(), order.run, node, order.task)
+        _use(context, order, node)
         answer = secure.begin(_sums(order.run, me), how.terms, me, vector_M)
         return door.reply(message, secure_wire.encode_answer(answer), {})
 
@@ -128,8 +127,7 @@ def evaluate(message: Message, context: Context) -> Message:
         node = opened(context, order)
         with node.store.held():
             rows = node.evaluate(order.task, order.part, order.controls)
-        if not simulated(context.node_config):
-            given.keep(home(), order.run, node, order.task)
+        _use(context, order, node)
         return door.reply(message, wire.encode_rows(rows), {})
 
 
@@ -169,6 +167,12 @@ def _timed(releases: Iterable[Release], seconds: float) -> Iterator[Release]:
     for release in releases:
         yield replace(release, metrics={**release.metrics, "load": seconds})
         seconds = 0.0
+
+
+def _use(context: Context, order: wire.Order, node: Node) -> None:
+    """Keep what an order brought for the use of this machine's users; a node that is only played has none."""
+    if not simulated(context.node_config):
+        given.keep(home(), order.run, node, order.task)
 
 
 def _sums(run: str, me: str) -> Path:

@@ -19,7 +19,7 @@ from configs import reading
 from configs.errors import InputError
 from configs.scenario import Scenario, build, to_yaml
 from strategies.base import Task
-from strategies.files import whole
+from strategies.files import read_state, whole
 from strategies.tree import State
 
 FILE = "shared.safetensors"
@@ -54,7 +54,7 @@ def read(folder: Path) -> Given:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata()
-            shared = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        return Given(build(reading.tree(path, said["scenario"])), int(said["round"]), shared, Origin(**json.loads(said["origin"])))
+        scenario, here = build(reading.tree(path, said["scenario"])), Origin(**json.loads(said["origin"]))
+        return Given(scenario, int(said["round"]), read_state(path), here)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); the next round that this node trains in makes it anew") from None

@@ -337,9 +337,9 @@ class Node:
             return self._score(self._common(task), work)
         if name == "local_only" and blocks == ("private",):
             return self._personal(task, users, work)
-        if name == "shared_private" and self._has_private() and blocks != ("private",):
+        if name == "shared_private" and self.split.has_private and blocks != ("private",):
             return self._personal(task, users, work)
-        if name == "shuffled" and self._has_private() and len(users) > 1 and blocks != ("private",):
+        if name == "shuffled" and self.split.has_private and len(users) > 1 and blocks != ("private",):
             return self._personal(task, [*users[1:], users[0]], work)
         if name == "majority" and self.dataset.label_ids:
             count = len(self.dataset.label_ids)
@@ -357,9 +357,6 @@ class Node:
             return list(zip(self._score(blocks, examples), labels, strict=True))
 
         return controls.user_bias_logits(labelled("train"), labelled("validation"), self._score(blocks, work))
-
-    def _has_private(self) -> bool:
-        return any(self.split.owner(key) == "private" for key in self.start)
 
     def _common(self, task: Task) -> Blocks:
         """The shared adapter as a user without anything private has it."""

@@ -67,6 +67,11 @@ class Split:
         """Whether a user's node stores the tensor."""
         return self.owner(key) == "private" or self.is_twin(key) or key.startswith((f"{OWN}/", f"{MEMORY}/"))
 
+    @property
+    def has_private(self) -> bool:
+        """Whether any tensor is a user's own."""
+        return any(self.owner(key) == "private" for key in self.start())
+
     def own(self, start: State, received: State) -> State:
         """What is kept of a user who has nothing yet; ``received`` is what all have in common."""
         return {k: received.get(twin(k), v) if self.is_twin(k) else v for k, v in start.items() if self.kept(k)}

@@ -28,11 +28,10 @@ from strategies.tree import State
 def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = None, edits: bool = True, key: str = "") -> str:
     """Write the model that a user has after a run's last round to ``out`` and return a text that says how to load it.
 
-    ``folder``: a run's or a life's, or a node's home, whose store ``key`` opens.
-
-    ``edits``: with those that the user has made, which are not noised; the text says so. A user who was kept out of training gets the
-    shared adapter alone, as the report scores them. Of a life it is the model after the last round of its last period, with all that is
-    kept of earlier ones applied. Raises `InputError`.
+    ``folder``: a run's or a life's, or a node's home, whose store ``key`` opens. ``edits``: with those that the user has made, which
+    are not noised; the text says so. A user who was kept out of training gets the shared adapter alone, as the report scores them.
+    Of a life it is the model after the last round of its last period, with all that is kept of earlier ones applied.
+    Raises `InputError`.
     """
     at = find(folder)
     scenario, last = at.scenario, at.last
@@ -45,11 +44,12 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
         listed = dict.fromkeys(found.users, True) | dict.fromkeys(found.unseen, False)
         _check(user, listed, folder)
     parts = split(scenario, base)
-    private, store = any(parts.owner(name) == "private" for name in parts.start()), PrivateStore(at.private, keys.read(key))
-    if listed[user] and of_flower(folder) and private:
+    sealed = keys.read(key)
+    store = PrivateStore(at.private, sealed)
+    if listed[user] and of_flower(folder) and parts.has_private:
         raise InputError(f"{folder} holds a run of Flower: on the node that keeps '{user}', give export HOME {user}, with its home")
-    if listed[user] and private:
-        refuse_stranger(at, store, user)
+    if listed[user]:
+        refuse_stranger(at, store, parts, user)
     if listed[user] and parts.scheme.references:
         raise InputError(f"scheme '{scenario.scheme}' weighs a user's adapters anew for each text, and no one adapter does that")
     received: State = parts.start() | {parts.key(n): v for n, v in last.shared.items()}
@@ -62,7 +62,7 @@ def export_user(folder: Path, user: str, out: Path, base: bases.Base | None = No
         layouts, state = tuple(x for x in parts.layouts if x.block == "shared"), received
     if not layouts:
         raise InputError(f"'{user}' took no part in training, and the scheme '{scenario.scheme}' shares nothing")
-    stand = records.read(records.opened(at.home, keys.read(key)), user, here) if edits and listed[user] else []
+    stand = records.read(records.opened(at.home, sealed), user, here) if edits and listed[user] else []
     layouts = _fitted(scenario, base, parts, layouts)
     if not stand:
         return save_user(base, layouts, state, out, f"The model of user {user}")

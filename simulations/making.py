@@ -11,7 +11,7 @@ from configs.errors import InputError
 from strategies.files import write_text
 
 NOTE = "making.json"  # in a folder that is being made: what it is to become
-KEPT = ("checkpoint.json", "store.json")  # files that show that there is something to go on with
+KEPT = ("checkpoint.json", "manifest.*")  # files that show that there is something to go on with: a round, or a user
 
 
 def stage(out: Path) -> Path:

@@ -11,6 +11,7 @@ from client.base import Base
 from client.editing.bench import Bench, opened
 from client.node import Node
 from client.private import PrivateStore
+from client.split import Split
 from client.store import keys, places
 from configs.errors import InputError, unknown
 from configs.scenario import Scenario
@@ -91,17 +92,16 @@ def bench(place: Place, key: str = "", layer: int = -1, world: World | None = No
         node.close()
 
 
-def refuse_stranger(place: Place, store: PrivateStore, user: str) -> None:
+def refuse_stranger(place: Place, store: PrivateStore, split: Split, user: str) -> None:
     """Raise `InputError` where this node keeps others, and nothing of this user."""
     shelf = store.shelf()
-    if place.on_node and (shelf is None or shelf.manifest(user) is None):
+    if place.on_node and split.has_private and (shelf is None or shelf.manifest(user) is None):
         raise unknown("user", user, [said.user for said in shelf.manifests()] if shelf else [])
 
 
 def refuse_user(place: Place, found: Bench, user: str) -> None:
     """Raise `InputError` for a user who has nothing here that could be corrected."""
-    if any(found.node.split.owner(key) == "private" for key in found.node.start):
-        refuse_stranger(place, found.node.store, user)
+    refuse_stranger(place, found.node.store, found.node.split, user)
     if user in found.node.dataset.unseen:
         raise InputError(f"user '{user}' took no part in training and has no model of their own to correct")
     if user not in found.node.dataset.users:
