@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from client.adapters.late_prompt import KIND as LATE
 from client.adapters.layout import PREFIX, Layout
 from client.adapters.lora import DELTA
 from client.adapters.mixed import mix
@@ -67,6 +68,11 @@ def save_user(base: Base, layouts: Sequence[Layout], state: State, out: Path, ti
     """
     if not layouts:
         raise InputError("there is no adapter to save")
+    for found in layouts:
+        if found.config.kind == LATE:
+            raise InputError(
+                f"{found.block}.kind={LATE} is no adapter that PEFT knows; train with {found.block}.kind=prompt for one that it loads"
+            )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another folder")
     added = [x for x in layouts if x.config.kind in ("lora", "core", "mixed")]

@@ -2,31 +2,35 @@
 
 Four ways in, each exact; the constructor tries the fastest that applies and checks it against a plain forward:
 
-* ``ids``     the whole model (an adapter on every layer; with a soft prompt it is always this);
+* ``ids``     the whole model (an adapter on every layer; with a soft prompt before them all it is always this);
 * ``hidden``  hidden states at the lowest adapted layer are cached; only the layers from there on are computed;
 * ``keys``    only the top layer is adapted and its keys and values do not depend on it: these are cached too, and only the
               positions that predict something are computed. A choice after a prompt of 20 tokens then costs one token.
 * ``tail``    only the top layer's last linear module is adapted, and what it says is added to the residual stream: its input, its
               output and the rest of the stream are cached. A step then costs what the adapters and the final norm cost.
 
-Shape suffixes: N rows = K users * b, T tokens, Q computed positions, D hidden, H key/value heads, E head size.
+A late prompt enters at the layer that it begins in: with ``keys`` as keys and values before the cached ones, else as positions before
+the tokens', which from that layer on are so many later. With ``tail`` that layer is not computed, so that it never applies.
+
+Shape suffixes: N rows = K users * b, T tokens, Q computed positions, D hidden, H key/value heads, E head size, n a prompt's vectors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
+from client.adapters import late_prompt
 from client.adapters.layout import Layout, has_prompt
 from client.adapters.prompt import NAME as PROMPT
 from client.adapters.types import Part
 from client.base import Base
 from client.cache import ActivationCache, Entry, open_cache
+from client.capture import Captured, FixedKeys
 from client.data.types import Encoded
 from client.rows import Rows, pad
 from configs.scenario import Engine
@@ -45,26 +49,6 @@ class Predicting:
     target_M: Tensor  # int64, the next token, or the label's index for a choice
 
 
-class _Captured(Exception):  # noqa: N818 - a way out of a forward, no error
-    """Raised inside a forward once all that is wanted of it has been seen."""
-
-
-class _FixedKeys(DynamicCache):
-    """Stands where a key/value cache would: hands out what was cached, or takes what was computed and stops."""
-
-    def __init__(self, layer: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        super().__init__()
-        self.layer, self.keys, self.values = layer, keys, values
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if layer_idx != self.layer:
-            return key_states, value_states
-        if self.keys is None or self.values is None:
-            self.keys, self.values = key_states, value_states
-            raise _Captured
-        return self.keys, self.values
-
-
 class Tower:
     """A base model with hooks for adapters. One at a time per base; `close` takes the hooks off."""
 
@@ -75,13 +59,15 @@ class Tower:
         plain = [x for x in layouts if not has_prompt((x,))]
         self.prompted = len(plain) < len(layouts)  # a pass without the soft prompt goes as if there were none
         self.entry = max(min((x.lowest for x in plain), default=0), 0)
-        self.skipping = False
-        self.injected: Tensor | None = None
-        self.seen: Tensor | None = None
+        self.late = next((x.lowest for x in plain if x.config.kind == late_prompt.KIND), -1)  # the layer a late prompt begins in
+        self.begin = 0  # layers below it are skipped
+        self.injected: Tensor | None = None  # what goes into that layer
+        self.watched, self.seen = -1, list[Tensor]()  # the layer of which what goes in is wanted, and where that goes
         names = dict.fromkeys(m for x in layouts for m in x.modules)
         self.tail = next(iter(names)) if len(names) == 1 else ""
         self.handles = [base.model.get_submodule(n).register_forward_hook(self._apply(n)) for n in names]
-        self.handles.append(base.layers[self.entry].register_forward_pre_hook(self._enter, with_kwargs=True))
+        doors = {self.entry, max(self.late, self.entry)}
+        self.handles += [base.layers[i].register_forward_pre_hook(self._enter(i), with_kwargs=True) for i in doors]
         self.originals = [layer.forward for layer in base.layers]
         self._patch_layers(engine.checkpointing)
         self.cache = ActivationCache(0)
@@ -105,12 +91,15 @@ class Tower:
             with self._bound(blocks):
                 return self._pick(self._forward_soft(rows, soft), rows, shift=soft.shape[1])
         rows, cached = self._batch(examples)
+        late = next((late_prompt.vectors(state, layout.constants) for layout, state in blocks if late_prompt.NAME in state), None)
         with self._bound(blocks):
+            if late is not None and self.way != "keys":
+                return self._forward_late(rows, cached, late)
             if self.way == "ids":
                 return self._pick(self._forward(input_ids=rows.ids_NT), rows)
             if self.way == "hidden":
                 return self._pick(self._forward(cached["hidden"], input_ids=rows.ids_NT), rows)
-            return self._forward_tail(rows, cached) if self.way == "tail" else self._forward_keys(rows, cached)
+            return self._forward_tail(rows, cached) if self.way == "tail" else self._forward_keys(rows, cached, late)
 
     def _batch(self, examples: Sequence[Encoded]) -> tuple[Rows, Entry]:
         """Examples as padded rows with what is cached of them. The last ones are kept: epochs over one batch repeat them."""
@@ -144,18 +133,40 @@ class Tower:
             todo = todo[width:]
 
     # ------------------------------------------------------------------ inside
-    def _forward(self, hidden: Tensor | None = None, **inputs: Any) -> Tensor:
-        self.injected, self.skipping = hidden, hidden is not None
+    def _forward(self, hidden: Tensor | None = None, at: int | None = None, **inputs: Any) -> Tensor:
+        """The decoder, or with ``hidden`` what of it lies above the input of layer ``at``, by default the entry."""
+        self.injected, self.begin = hidden, 0 if hidden is None else self.entry if at is None else at
         try:
             return self.decoder(use_cache=False, **inputs).last_hidden_state
         finally:
-            self.injected, self.skipping = None, False
+            self.injected, self.begin = None, 0
 
     def _forward_soft(self, rows: Rows, soft_KnD: Tensor) -> Tensor:
         tokens = self.base.model.get_input_embeddings()(rows.ids_NT)
         each = tokens.shape[0] // soft_KnD.shape[0]
         before = soft_KnD.to(tokens.dtype).repeat_interleave(each, 0)
         return self._forward(inputs_embeds=torch.cat([before, tokens], 1))
+
+    def _forward_late(self, rows: Rows, cached: Entry, soft_KnD: Tensor) -> Predicting:
+        hidden_NTD = cached["hidden"] if self.way == "hidden" and self.late == self.entry else self._below_late(rows, cached)
+        before = soft_KnD.to(hidden_NTD.dtype).repeat_interleave(len(hidden_NTD) // len(soft_KnD), 0)
+        both = torch.cat([before, hidden_NTD], 1)
+        return self._pick(self._forward(both, self.late, inputs_embeds=both), rows, shift=soft_KnD.shape[1])
+
+    def _below_late(self, rows: Rows, cached: Entry) -> Tensor:
+        """What goes into the layer that a late prompt begins in, with the adapters below it."""
+        with self._watching(self.late) as seen:
+            self._forward(cached.get("hidden"), input_ids=rows.ids_NT)
+        return seen[0]
+
+    def _late_keys(self, soft_KnD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a late prompt in the top layer, [K, H, n, E], at the positions before the first token's."""
+        recorder, (users, count, _) = FixedKeys(self.entry), soft_KnD.shape
+        at = torch.arange(-count, 0, device=soft_KnD.device).expand(users, count)
+        with suppress(Captured):
+            self._forward(soft_KnD.to(self.base.model.dtype), input_ids=torch.zeros_like(at), position_ids=at, past_key_values=recorder)
+        assert recorder.keys is not None and recorder.values is not None
+        return recorder.keys, recorder.values
 
     def _forward_tail(self, rows: Rows, cached: Entry) -> Predicting:
         input_NQI, output_NQD, rest_NQD = cached["input"], cached["output"], cached["rest"]
@@ -165,10 +176,15 @@ class Tower:
         final = self._forward(rest_NQD + output_NQD, input_ids=rows.ids_NT.gather(1, query_NQ))
         return self._select(final, rows.wanted(query_NQ), rows, query_NQ)
 
-    def _forward_keys(self, rows: Rows, cached: Entry) -> Predicting:
+    def _forward_keys(self, rows: Rows, cached: Entry, late_KnD: Tensor | None = None) -> Predicting:
         hidden_NQD, keys_NHTE, values_NHTE = cached["hidden"], cached["keys"].transpose(1, 2), cached["values"].transpose(1, 2)
         query_NQ = rows.queries(hidden_NQD.shape[1])
         seen_NQT = torch.arange(keys_NHTE.shape[2], device=hidden_NQD.device) <= query_NQ[..., None]
+        if late_KnD is not None:
+            each = len(hidden_NQD) // len(late_KnD)
+            before = (x.repeat_interleave(each, 0) for x in self._late_keys(late_KnD))
+            keys_NHTE, values_NHTE = (torch.cat(pair, 2) for pair in zip(before, (keys_NHTE, values_NHTE), strict=True))
+            seen_NQT = nn.functional.pad(seen_NQT, (late_KnD.shape[1], 0), value=True)
         mask = seen_NQT[:, None]
         if self.base.model.config._attn_implementation != "sdpa":
             mask = torch.zeros_like(mask, dtype=hidden_NQD.dtype).masked_fill(~mask, torch.finfo(hidden_NQD.dtype).min)
@@ -177,7 +193,7 @@ class Tower:
             input_ids=rows.ids_NT.gather(1, query_NQ),
             position_ids=query_NQ,
             attention_mask=mask,
-            past_key_values=_FixedKeys(self.entry, keys_NHTE, values_NHTE),
+            past_key_values=FixedKeys(self.entry, keys_NHTE, values_NHTE),
         )
         return self._select(final, rows.wanted(query_NQ), rows, query_NQ)
 
@@ -210,16 +226,14 @@ class Tower:
         """Compute what is cached for each row: hidden states at the entry layer, and there keys and values if wanted."""
         if self.way == "tail":
             return self._before_tail(rows)
-        recorder = _FixedKeys(self.entry if self.way == "keys" else -1)
+        recorder = FixedKeys(self.entry if self.way == "keys" else -1)
         bound, self.parts = self.parts, self.parts if adapted else {}
-        self.seen = torch.empty(0)
         try:
-            self.decoder(input_ids=rows.ids_NT, use_cache=False, past_key_values=recorder if self.way == "keys" else None)
-        except _Captured:
-            pass
+            with self._watching(self.entry) as seen:
+                self.decoder(input_ids=rows.ids_NT, use_cache=False, past_key_values=recorder if self.way == "keys" else None)
         finally:
             self.parts = bound
-        hidden, self.seen = self.seen, None
+        hidden = seen[0]
         lengths, starts = rows.length_N.tolist(), rows.start_N.tolist()
         if self.way == "hidden":
             return [{"hidden": hidden[i, :n].clone()} for i, n in enumerate(lengths)]
@@ -265,6 +279,16 @@ class Tower:
         finally:
             self.parts = {}
 
+    @contextmanager
+    def _watching(self, layer: int) -> Iterator[list[Tensor]]:
+        """What goes into a layer, of the one forward within, which ends there or where keys and values are known."""
+        self.watched, self.seen = layer, []
+        try:
+            with suppress(Captured):
+                yield self.seen
+        finally:
+            self.watched, self.seen = -1, []
+
     def _apply(self, name: str) -> Callable[..., Tensor | None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             for part in self.parts.get(name, ()):
@@ -273,12 +297,15 @@ class Tower:
 
         return hook
 
-    def _enter(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.seen is not None:
-            self.seen = args[0]
-            if self.way != "keys":
-                raise _Captured
-        return None if self.injected is None else ((self.injected, *args[1:]), kwargs)
+    def _enter(self, index: int) -> Callable[..., Any]:
+        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.watched == index:
+                self.seen.append(args[0])
+                if self.way != "keys":
+                    raise Captured
+            return ((self.injected, *args[1:]), kwargs) if self.injected is not None and index == self.begin else None
+
+        return hook
 
     def _patch_layers(self, recompute: bool) -> None:
         for index, (layer, original) in enumerate(zip(self.base.layers, self.originals, strict=True)):
@@ -287,7 +314,7 @@ class Tower:
 
     def _skippable(self, original: Callable[..., Any], index: int) -> Callable[..., Any]:
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            skipped = self.skipping and (index < self.entry or self.way == "tail")
+            skipped = self.injected is not None and (index < self.begin or self.way == "tail")
             return hidden if skipped else original(hidden, *args, **kwargs)
 
         return forward
@@ -330,7 +357,7 @@ class Tower:
                 TypeError,
                 AttributeError,
                 AssertionError,
-                KeyError,
+                LookupError,
             ):  # an architecture that takes no such cache
                 same = False
             if same:

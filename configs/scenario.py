@@ -55,12 +55,12 @@ class Adapter:
     ``targets``: ``["all-linear"]`` or suffixes of module names. ``layers``: how many of the top layers carry it (0: all).
     """
 
-    kind: Literal["lora", "core", "mixed", "ia3", "prompt"] = "lora"
+    kind: Literal["lora", "core", "mixed", "ia3", "prompt", "late_prompt"] = "lora"
     rank: int = 8  # of LoRA, or the r of an r x r core
     alpha: float = 16.0  # LoRA's scale is alpha / rank
     targets: tuple[str, ...] = ("all-linear",)
     layers: int = 2  # counted from the top; 0: all of them
-    tokens: int = 8  # length of a soft prompt
+    tokens: int = 8  # length of a soft prompt, or of a late one, which enters below the top ``layers``
     factors: Literal["svd", "random", "fisher"] = "svd"  # frozen factors of a core: see client/adapters/core.py
 
     def __post_init__(self) -> None:

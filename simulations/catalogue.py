@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from client import dpsgd
-from client.adapters import KINDS, prompt
+from client.adapters import KINDS, PROMPTS
 from simulations.listing import first_line
 from strategies.aggregators import AGGREGATORS
 from strategies.base import Aggregator, Scheme
@@ -70,7 +70,7 @@ ACCOUNTANTS: Mapping[str, Accountant] = {
 
 def as_json() -> str:
     """Every aggregator, scheme, way to keep, way to begin, private kind, privacy mechanism and accountant by its name, as JSON."""
-    kinds = {name: kind.init for name, kind in KINDS.items()} | {"prompt": prompt.init_prompt}
+    kinds = {name: kind.init for name, kind in KINDS.items()} | PROMPTS
     tree = {
         "aggregators": {name: _made(make) | _turns(make()) for name, make in AGGREGATORS.items()},
         "schemes": {name: _made(make) for name, make in SCHEMES.items()},

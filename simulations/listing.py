@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from rich.table import Table
 from rich.text import Text
 
-from client.adapters import KINDS, prompt
+from client.adapters import KINDS, PROMPTS
 from client.data import SOURCES
 from configs.scenario import HERE, load
 from server.report.controls import MEANING
@@ -50,7 +50,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
     yield "aggregator", "<module>.<function>", "a function of your own by its import path: docs/strategies.md"
     for name, kind in KINDS.items():
         yield "private.kind", name, first_line(kind.init)
-    yield "private.kind", "prompt", first_line(prompt.init_prompt)
+    for name, prompt in PROMPTS.items():
+        yield "private.kind", name, first_line(prompt)
     for name, migrator in MIGRATORS.items():
         said = [
             flag for flag in ("same_shapes", "same_tokenizer", "uses_data", "trains", "texts", "exact") if getattr(migrator(), flag)

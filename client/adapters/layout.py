@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from client.adapters import KINDS
+from client.adapters import KINDS, late_prompt
 from client.adapters.lora import changes
 from client.adapters.prompt import NAME as PROMPT
 from client.adapters.prompt import init_prompt
@@ -25,10 +25,10 @@ class Layout:
 
     block: str  # "shared" or "private"
     config: Adapter
-    modules: tuple[str, ...]  # target modules, in the model's order; none for a soft prompt
+    modules: tuple[str, ...]  # target modules, in the model's order; none for a prompt
     lowest: int  # the lowest decoder layer that it changes; 0 for a soft prompt
     start: State  # where every user starts
-    constants: dict[str, State]  # module -> frozen factors
+    constants: dict[str, State]  # module -> frozen factors; of a late prompt, its unit
 
     def names(self) -> tuple[str, ...]:
         """The parameters' names, in a fixed order."""
@@ -52,6 +52,9 @@ def layout(block: str, config: Adapter, base: Base, seed: int, mutable: bool = F
         embeddings = base.model.get_input_embeddings().weight
         start = init_prompt(config, embeddings, generator(seed, block, "prompt"))
         return Layout(block, config, (), 0, start, {})
+    if config.kind == late_prompt.KIND:
+        start, unit = late_prompt.init_late_prompt(config, base, generator(seed, block, config.kind))
+        return Layout(block, config, (), late_prompt.lowest(config, base), start, {late_prompt.NAME: unit})
     kind, found = KINDS[config.kind], targets(base, config, block)
     start: State = {}
     constants: dict[str, State] = {}
@@ -97,7 +100,7 @@ def _of(state: State, module: str) -> State:
 
 
 def has_prompt(layouts: tuple[Layout, ...]) -> bool:
-    """Whether one of the adapters is a soft prompt, which changes every layer."""
+    """Whether one of the adapters is a soft prompt before the model, which changes every layer."""
     return any(PROMPT in layout.start for layout in layouts)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from client.adapters.layout import Layout, has_prompt, layer_of
+from client.adapters.layout import Layout, layer_of
 from client.adapters.types import weight_OI
 from client.base import Base
 from client.data.types import Encoded
@@ -22,7 +22,7 @@ def ground(base: Base, layouts: Sequence[Layout], texts: Sequence[Encoded] = ())
     """What ``base`` shows, for the modules that ``layouts`` change. With ``texts``: what its layers add to them, too."""
     linear = {n: m for n, m in base.model.named_modules() if isinstance(m, nn.Linear | Conv1D) and layer_of(base, n) >= 0}
     places = {name: (layer_of(base, name), _inner(base, name)) for name in linear}
-    prompt = (PROMPT,) if has_prompt(tuple(layouts)) else ()
+    prompt = (PROMPT,) if any(not x.modules for x in layouts) else ()
     targets = (*dict.fromkeys(m for x in layouts for m in x.modules), *prompt)
     weights = {name: weight_OI(module).detach() for name, module in linear.items()}
     embeddings = base.model.get_input_embeddings().weight.detach()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from client.adapters.core import M
 from client.adapters.ia3 import L
+from client.adapters.late_prompt import NAME as LATE
 from client.adapters.layout import PREFIX, Layout
 from client.adapters.lora import A, B
 from client.adapters.mixed import GAIN, T
@@ -66,8 +67,8 @@ class Mover:
         return list(zip((*self.old.layouts, *self.old.spare), (*self.new.layouts, *self.new.spare), strict=True))
 
     def _block(self, own: State, there: Layout, here: Layout, loss: Loss) -> State:
-        if SOFT in own:
-            return {SOFT: through.prompt(own[SOFT], self.ways[PROMPT])}
+        for name in own.keys() & {SOFT, LATE}:
+            return {name: through.prompt(own[name], self.ways[PROMPT])}
         suffixes = sorted({suffix for module in there.modules for suffix in _of(own, module)})
         moved: State = {}
         for module in here.modules if suffixes else ():

@@ -52,7 +52,8 @@ class Keeping(NamedTuple):
     penalty: Callable[[State], State] | None = None  # what a user has -> what is added to the gradient, "private/name"
     replays: bool = False  # trains on examples of earlier periods, too
     unnoised: bool = False  # looks at examples beside training, without noise
-    kinds: tuple[str, ...] = ("lora", "core", "mixed", "ia3", "prompt")  # of private adapters for which it means something
+    # private adapters for which it means something
+    kinds: tuple[str, ...] = ("lora", "core", "mixed", "ia3", "prompt", "late_prompt")
 
 
 def modules(state: State, block: str = "private") -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.errors import InputError
 from strategies.tree import State
 
-PROMPT = ""  # stands where a module's name would: vectors that come before a user's tokens
+PROMPT = ""  # stands where a module's name would: vectors in the stream before a user's tokens, at whatever layer
 
 
 class Turn(NamedTuple):
@@ -51,7 +51,7 @@ class Ground(NamedTuple):
 
     weights: State  # every linear module of the decoder layers -> W [O, I]
     places: dict[str, tuple[int, str]]  # module -> (layer, its name within the layer)
-    targets: tuple[str, ...]  # modules that carry an adapter; `PROMPT` among them: a soft prompt
+    targets: tuple[str, ...]  # modules that carry an adapter; `PROMPT` among them: a prompt
     depth: int  # decoder layers
     embeddings_VD: Tensor
     heads: Heads
@@ -98,7 +98,7 @@ def refuse_shapes(said: str, ways: Ways, old: Ground, new: Ground) -> None:
 
 
 def sizes(ground: Ground, module: str) -> list[int]:
-    """[O, I] of a module; of a soft prompt the length of its vectors."""
+    """[O, I] of a module; of a prompt the length of its vectors."""
     return list(ground.weights[module].shape) if module != PROMPT else [ground.embeddings_VD.shape[1]]
 
 

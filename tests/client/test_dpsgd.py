@@ -36,6 +36,7 @@ KINDS = {
     "mixed": Adapter(kind="mixed", rank=3, layers=2),
     "ia3": Adapter(kind="ia3", layers=2),
     "prompt": Adapter(kind="prompt", tokens=3),
+    "late_prompt": Adapter(kind="late_prompt", tokens=3, layers=2),
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LOOSE = Guard(1e9, keyed)

@@ -29,6 +29,7 @@ KINDS = {
     "core": Adapter(kind="core", rank=3, layers=2),
     "ia3": Adapter(kind="ia3", layers=2),
     "prompt": Adapter(kind="prompt", tokens=3),
+    "late_prompt": Adapter(kind="late_prompt", tokens=3, layers=2),
 }
 CASES = [*((kind, SGD) for kind in KINDS), ("lora", ADAMW)]
 

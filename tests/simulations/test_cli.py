@@ -12,7 +12,7 @@ import typer
 from peft import PeftModel
 from rich.console import Console
 
-from client.adapters import KINDS
+from client.adapters import KINDS, PROMPTS
 from client.data import SOURCES
 from configs.scenario import HERE, load, scenario_hash
 from server import checkpoint
@@ -203,7 +203,7 @@ def test_the_list_holds_every_name_of_every_registry() -> None:
     names = {(field, name) for field, name, _ in entries()}
     for field, registry in (("scheme", SCHEMES), ("aggregator", AGGREGATORS), ("data.name", SOURCES), ("controls", WORDS)):
         assert {name for where, name in names if where == field} - {"flower.<Class>", "<module>.<function>"} == set(registry)
-    assert {name for where, name in names if where == "private.kind"} == {*KINDS, "prompt"}
+    assert {name for where, name in names if where == "private.kind"} == {*KINDS, *PROMPTS}
     assert {name for where, name in names if where == "scenario"} == {path.stem for path in HERE.glob("*.yaml")}
     for field, name, about in entries():
         assert about, f"{field} {name} says nothing about itself"

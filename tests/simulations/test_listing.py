@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pytest
 
-from client.adapters import KINDS
+from client.adapters import KINDS, PROMPTS
 from configs.scenario import Privacy, UserLevel
 from simulations import catalogue
 from strategies.aggregators import AGGREGATORS
@@ -30,7 +30,7 @@ def found() -> dict[str, Any]:
 def test_every_registered_name_is_there(found: dict[str, Any]) -> None:
     assert list(found["aggregators"]) == list(AGGREGATORS) and list(found["schemes"]) == list(SCHEMES)
     assert list(found["keeping"]) == list(KEEPING) and list(found["editors"]) == list(EDITORS)
-    assert found["private_kinds"].keys() == {*KINDS, "prompt"}
+    assert found["private_kinds"].keys() == {*KINDS, *PROMPTS}
     assert found["mechanisms"].keys() == {*get_args(get_type_hints(UserLevel)["mechanism"]), "dpsgd", "discrete"}
     assert found["accountants"].keys() == set(get_args(get_type_hints(Privacy)["accountant"]))
     assert {name for name, each in found["accountants"].items() if not each["refused"]} == set(accounting.ACCOUNTANTS)

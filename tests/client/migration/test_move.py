@@ -21,7 +21,7 @@ from tests.bases import doubled, drifted, moved, shorter, wider
 from tests.conftest import LAYERS, llama
 
 FREE = [name for name, make in MIGRATORS.items() if make().ways is not None]
-KINDS = ("lora", "core", "mixed", "ia3", "prompt")
+KINDS = ("lora", "core", "mixed", "ia3", "prompt", "late_prompt")
 
 
 def scenario(kind: str = "lora", layers: int = 0, **more: Any) -> Scenario:
